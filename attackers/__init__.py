@@ -1,0 +1,1 @@
+"""Input-reconstruction attackers, the features they read and the scores they get."""

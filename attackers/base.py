@@ -1,0 +1,106 @@
+"""What every attacker is: something that learns to rebuild images from feature maps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..errors import AttackError
+from .rows import Rows
+
+Reconstruct = Callable[[np.ndarray], torch.Tensor]
+
+
+@dataclass
+class Context:
+    """What the threat model gives an attacker besides its training pairs.
+
+    Attributes:
+        seed: For everything random.
+        device: Where to compute.
+        head: The public head: images (N, 3, H, W) in [0, 1] at the model's input size to the
+            normalised feature map (N, C, h, w). None where white-box access is not offered.
+        proven: Called by iterative attackers after each epoch with the current reconstruction
+            function and its validation SSIM; True means that the leak is proven and training may
+            stop. Never asked in order to give up: an attack that looks bad goes on.
+        progress: Called with the share of the work done, in [0, 1].
+        image_steps: Counts training images processed, for cost figures.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None
+    proven: Callable[[Reconstruct, float], bool] | None = None
+    progress: Callable[[float], None] | None = None
+    image_steps: int = 0
+    stopped_early: bool = field(default=False, init=False)
+
+    def report(self, share: float) -> None:
+        """Tell whoever watches how far the work is."""
+        if self.progress is not None:
+            self.progress(share)
+
+
+class Attacker(ABC):
+    """Rebuild images from what crosses a cut.
+
+    Subclasses are dataclasses whose fields are all of their settings; ``repr`` shows every one and
+    is part of the key under which results are stored.
+
+    Feature maps have shape (N, C, h, w), normalised per channel with training statistics; images
+    are RGB of shape (N, 3, R, R), uint8 when given and float32 in [0, 1] when rebuilt.
+    """
+
+    name: ClassVar[str]
+    augments: ClassVar[bool] = False  # wants feature maps of mirrored training images too
+    needs_features: ClassVar[bool] = True
+    rank: ClassVar[int] = 0  # cheap attackers run first
+
+    @abstractmethod
+    def fit(
+        self,
+        features: Rows | np.ndarray,
+        images: Rows | np.ndarray,
+        *,
+        validation: tuple[Rows | np.ndarray, np.ndarray],
+        context: Context | None = None,
+    ) -> None:
+        """Learn from pairs of feature maps and images; choose settings on validation pairs.
+
+        Raises:
+            AttackError: The attack diverged.
+        """
+
+    @abstractmethod
+    def reconstruct(self, features: np.ndarray) -> torch.Tensor:
+        """Rebuild images (N, 3, R, R) in [0, 1] from feature maps (N, C, h, w)."""
+
+    def settings(self) -> dict[str, Any]:
+        """All settings by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{k}={v!r}" for k, v in self.settings().items())
+        return f"{type(self).__name__}({inner})"
+
+
+def checked(images: torch.Tensor, attacker: Attacker) -> torch.Tensor:
+    """Clamp to [0, 1]; refuse what is not finite, so that divergence never reads as protection."""
+    if not bool(torch.isfinite(images).all()):
+        raise AttackError(f"{attacker!r} gave values that are not finite")
+    return images.clamp(0.0, 1.0)
+
+
+def as_features(features: np.ndarray, device: str = "cpu") -> torch.Tensor:
+    """A batch of stored half-precision maps as float32 on `device`."""
+    return torch.from_numpy(np.ascontiguousarray(features)).to(device).float()
+
+
+def as_images(images: np.ndarray, device: str = "cpu") -> torch.Tensor:
+    """A batch of uint8 images as float32 in [0, 1] on `device`."""
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).float().div_(255)

@@ -1,0 +1,251 @@
+"""A residual convolutional decoder that starts from the linear attacker's picture."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import AttackError
+from ..hashing import derive_seed
+from .base import Attacker, Context, as_features, as_images, checked
+from .fast_ssim import fast_ssim
+from .linear import Linear
+from .rows import Rows, as_rows
+from .scoring import ssim_of
+
+
+@dataclass(repr=False)
+class Decoder(Attacker):
+    """Inverse network (Dosovitskiy and Brox, 2016) with sub-pixel upsampling (Shi et al., 2016).
+
+    Residual blocks at the map's resolution, then steps of convolution and pixel shuffle up to the
+    image, then a small refiner that sees the linear attacker's picture and adds a correction to it.
+    The correction starts at zero, so the attack starts where the closed form ends. Trained on
+    1 - SSIM + L1 with AdamW and a cosine schedule; the state with the best validation SSIM is kept,
+    and training ends early when that has not improved for `patience` epochs. Channels are put in an
+    order of their own (by kurtosis), so that the result does not depend on the network's.
+
+    Args:
+        epochs: Passes over the training images and their mirror images, at most.
+        width: Channels at the map's resolution; halved at each step up, at least `narrowest`.
+        blocks: Residual blocks at the map's resolution.
+        narrowest: Fewest channels.
+        batch: Images a step.
+        lr: Largest learning rate.
+        l1: Weight of L1 beside 1 - SSIM.
+        patience: Epochs without improvement before stopping; 0 never stops.
+        linear: Settings of the linear attacker underneath.
+    """
+
+    name: ClassVar[str] = "decoder"
+    augments: ClassVar[bool] = True
+    rank: ClassVar[int] = 2
+
+    epochs: int = 30
+    width: int = 96
+    blocks: int = 2
+    narrowest: int = 24
+    batch: int = 16
+    lr: float = 2e-3
+    l1: float = 1.0
+    patience: int = 8
+    linear: Linear = field(default_factory=Linear)
+    history: list[float] = field(default_factory=list, init=False)
+    _net: nn.Module | None = field(default=None, init=False)
+    _order: torch.Tensor | None = field(default=None, init=False)
+    _device: str = field(default="cpu", init=False)
+
+    def fit(
+        self,
+        features: Rows | np.ndarray,
+        images: Rows | np.ndarray,
+        *,
+        validation: tuple[Rows | np.ndarray, np.ndarray],
+        context: Context | None = None,
+    ) -> None:
+        """Train; `features` and `images` may hold mirrored images beside the plain ones."""
+        context = context or Context()
+        rows, targets = as_rows(features), as_rows(images)
+        held_out, pictures = as_rows(validation[0]), np.asarray(validation[1])
+        self._device = context.device
+        self.linear = copy.copy(self.linear)
+        self.linear.fit(rows, targets, validation=validation, context=Context(seed=context.seed))
+        self._order = _canonical_order(rows)
+        resolution = targets.shape[-1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(context.seed, "init"))
+            net = _Net(rows.shape[1], rows.shape[2:], resolution, self)
+        net = net.to(self._device, memory_format=torch.channels_last)
+        self._net = net
+        bases = _bases(self.linear, rows)
+        self._train(net, rows, targets, bases, held_out, pictures, context)
+
+    def _train(
+        self,
+        net: nn.Module,
+        rows: Rows,
+        targets: Rows,
+        bases: np.ndarray,
+        held_out: Rows,
+        pictures: np.ndarray,
+        context: Context,
+    ) -> None:
+        rng = np.random.default_rng(derive_seed(context.seed, "order"))
+        optimiser = torch.optim.AdamW(net.parameters(), self.lr, weight_decay=1e-4)
+        steps = math.ceil(len(rows) / self.batch) * self.epochs
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warm_cosine(steps))
+        best = self._validate(held_out, pictures)
+        state = copy.deepcopy(net.state_dict())
+        self.history = [best]
+        since = 0
+        for epoch in range(self.epochs):
+            net.train()
+            for index in _batches(len(rows), self.batch, rng):
+                maps = as_features(rows.take(index), self._device)
+                image = as_images(targets.take(index), self._device)
+                base = torch.from_numpy(bases[index]).to(self._device).float()
+                out = net(maps[:, self._order], base)
+                loss = 1 - fast_ssim(out, image).mean() + self.l1 * F.l1_loss(out, image)
+                if not bool(torch.isfinite(loss)):
+                    raise AttackError(f"{self!r} diverged in epoch {epoch + 1}")
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                optimiser.step()
+                schedule.step()
+                context.image_steps += len(index)
+            value = self._validate(held_out, pictures)
+            self.history.append(value)
+            context.report((epoch + 1) / self.epochs)
+            if value > best:
+                best, state, since = value, copy.deepcopy(net.state_dict()), 0
+                if context.proven is not None and context.proven(self.reconstruct, value):
+                    context.stopped_early = epoch + 1 < self.epochs
+                    break
+            else:
+                since += 1
+                if self.patience and since >= self.patience:
+                    break
+        net.load_state_dict(state)
+
+    def _validate(self, features: Rows, images: np.ndarray) -> float:
+        return float(ssim_of(self.reconstruct, features, images, measure=fast_ssim).mean())
+
+    @property
+    def still_rising(self) -> bool:
+        """Whether validation SSIM was best in the last epoch that ran, by more than 0.002."""
+        h = self.history
+        return len(h) > 2 and h[-1] == max(h) and h[-1] - h[-2] > 0.002
+
+    def reconstruct(self, features: np.ndarray) -> torch.Tensor:
+        """Rebuild images; the linear picture plus the learned correction."""
+        assert self._net is not None and self._order is not None, "fit first"
+        self._net.eval()
+        with torch.no_grad():
+            base = self.linear.predict(features).half().float().to(self._device)
+            maps = as_features(features, self._device)[:, self._order]
+            return checked(self._net(maps, base), self).cpu()
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(width, width, 3, padding=1)
+        self.b = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.b(F.gelu(self.a(F.gelu(x))))
+
+
+class _Net(nn.Module):
+    """Map (N, C, h, w) and base picture (N, 3, R, R) to a picture (N, 3, R, R)."""
+
+    def __init__(
+        self, channels: int, cells: tuple[int, ...], resolution: int, settings: Decoder
+    ) -> None:
+        super().__init__()
+        # Full resolution is expensive and the base picture has the detail already: the learned
+        # path ends at half of it where the map itself is not finer.
+        ups = max(0, round(math.log2(resolution / max(cells))))
+        self.grid = (math.ceil(resolution / 2**ups),) * 2
+        if min(cells) == 1:
+            self.grid = (4, 4)
+            ups = max(0, round(math.log2(resolution / 4)))
+        width = settings.width
+        self.spread = nn.Linear(channels, width * 16) if min(cells) == 1 else None
+        self.stem = nn.Conv2d(width if self.spread else channels, width, 3, padding=1)
+        self.body = nn.Sequential(*(_Block(width) for _ in range(settings.blocks)))
+        steps: list[nn.Module] = []
+        for _ in range(max(0, ups - 1)):
+            narrow = max(settings.narrowest, width // 2)
+            steps += [nn.Conv2d(width, 4 * narrow, 3, padding=1), nn.PixelShuffle(2), nn.GELU()]
+            width = narrow
+        self.up = nn.Sequential(*steps)
+        self.shuffle = 2 if ups else 1
+        inner = 3 * self.shuffle**2
+        self.join = nn.Conv2d(width + inner, settings.narrowest, 3, padding=1)
+        self.refine = _Block(settings.narrowest)
+        self.last = nn.Conv2d(settings.narrowest, inner, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+
+    def forward(self, maps: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        if self.spread is not None:
+            x = self.spread(maps.mean((2, 3))).view(len(maps), -1, 4, 4)
+        elif maps.shape[2:] != self.grid:
+            finer = maps.shape[2] > self.grid[0]
+            x = F.interpolate(
+                maps, self.grid, mode="bilinear", antialias=finer, align_corners=False
+            )
+        else:
+            x = maps
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.up(F.gelu(self.body(self.stem(x))))
+        odd = base.shape[2] % self.shuffle or base.shape[3] % self.shuffle
+        picture = F.pad(base, (0, odd, 0, odd), mode="replicate") if odd else base
+        picture = F.pixel_unshuffle(picture, self.shuffle)
+        if x.shape[2:] != picture.shape[2:]:
+            x = F.interpolate(x, picture.shape[2:], mode="bilinear", align_corners=False)
+        x = self.refine(self.join(torch.cat([x, picture - 0.5], 1)))
+        change = F.pixel_shuffle(self.last(F.gelu(x)), self.shuffle)
+        return base + change[..., : base.shape[2], : base.shape[3]]
+
+
+def _warm_cosine(steps: int, warm: float = 0.1) -> object:
+    rise = max(1, int(steps * warm))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    return factor
+
+
+def _batches(count: int, batch: int, rng: np.random.Generator) -> list[np.ndarray]:
+    order = rng.permutation(count)
+    return [np.sort(order[i : i + batch]) for i in range(0, count, batch)]
+
+
+def _bases(linear: Linear, rows: Rows, batch: int = 16) -> np.ndarray:
+    """The linear attacker's pictures of all rows, half precision, computed once."""
+    out = []
+    with torch.no_grad():
+        for start in range(0, len(rows), batch):
+            part = rows.take(range(start, min(start + batch, len(rows))))
+            out.append(linear.predict(part).half().numpy())
+    return np.concatenate(out)
+
+
+def _canonical_order(rows: Rows, images: int = 32) -> torch.Tensor:
+    maps = as_features(rows.take(range(min(images, len(rows))))).double()
+    centred = maps - maps.mean((0, 2, 3), keepdim=True)
+    return torch.argsort((centred**4).mean((0, 2, 3)), stable=True)

@@ -1,0 +1,56 @@
+"""Rows of feature maps or images that may lie on disk and are copied into memory a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+class Rows:
+    """An indexable (N, ...) array in one or more pieces, each in memory or in a raw file.
+
+    A file is mapped only while rows are copied out of it, so that resident memory stays at what a
+    batch needs.
+    """
+
+    def __init__(self, pieces: Sequence[np.ndarray | tuple[Path, tuple[int, ...], str]]) -> None:
+        self._pieces = list(pieces)
+        shapes = [p.shape if isinstance(p, np.ndarray) else p[1] for p in self._pieces]
+        self._starts = np.cumsum([0, *(s[0] for s in shapes)])
+        self.shape: tuple[int, ...] = (int(self._starts[-1]), *shapes[0][1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, index: np.ndarray | range) -> np.ndarray:
+        """Copy the given rows, in the given order, into a new array."""
+        index = np.asarray(index)
+        out: np.ndarray | None = None
+        for piece, start, stop in zip(
+            self._pieces, self._starts[:-1], self._starts[1:], strict=True
+        ):
+            here = np.flatnonzero((index >= start) & (index < stop))
+            if not len(here):
+                continue
+            source = piece if isinstance(piece, np.ndarray) else _mapped(*piece)
+            if out is None:
+                out = np.empty((len(index), *self.shape[1:]), source.dtype)
+            out[here] = source[index[here] - start]
+        if out is None:
+            out = np.empty((0, *self.shape[1:]), np.float16)
+        return out
+
+    def joined(self, other: Rows) -> Rows:
+        """These rows followed by those of `other`."""
+        return Rows([*self._pieces, *other._pieces])
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+
+
+def as_rows(array: Rows | np.ndarray) -> Rows:
+    """Wrap an array; leave rows as they are."""
+    return array if isinstance(array, Rows) else Rows([array])

@@ -1,0 +1,338 @@
+"""The command line: commands, their options, progress and exit codes; no logic.
+
+Exit codes: 0 found, 1 the run failed, 2 wrong usage, 3 no safe cut, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from .optimizer.find import SplitResult
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Find where to part a neural network between an enclave and an untrusted accelerator.",
+)
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="efficientnet_b0 (torchvision), timm:NAME, package.module:factory or FILE.pt2"
+    ),
+]
+Weights = Annotated[str, typer.Option(help="DEFAULT, none (random) or a file: state dict, safetensors")]
+Three = Annotated[str | None, typer.Option(help="One number or three, separated by commas")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
+AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random")]
+
+
+class _Shown:
+    """Progress on stderr: a bar on a terminal, nothing otherwise."""
+
+    def __init__(self) -> None:
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+            disable=not err.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task("starting", total=1.0)
+        self.detail = self.bar.add_task("", total=1.0, visible=False)
+
+    def __enter__(self) -> _Shown:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def stage(self, text: str) -> None:
+        """Name the stage; a line of its own once the next begins."""
+        self.bar.update(self.detail, visible=False)
+        self.bar.reset(self.task, total=None, description=text)
+
+    def progress(self, what: str, share: float) -> None:
+        """Move the bar of the current job."""
+        if self.bar.tasks[1].description != what:
+            self.bar.reset(self.detail, total=1.0, description=f"  {what}", visible=True)
+        self.bar.update(self.detail, completed=share, description=f"  {what}")
+
+    def attacked(self, cut: str, attacker: str, score: float | None, leaks: bool) -> None:
+        """Leave a line per attack above the bar."""
+        if err.is_terminal:
+            word = "failed" if score is None else f"{score:.2f}" + (" leaks" if leaks else "")
+            self.bar.console.print(f"  {cut:<32} {attacker:<8} {word}", style="dim", highlight=False)
+
+
+def _numbers(name: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    from .errors import UsageError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"`{name}` got {text!r}; use one number or three, like 0.5,0.5,0.5") from None
+
+
+def _kind_of_cuts(text: str) -> str | list[str]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    return names[0] if len(names) == 1 and names[0] in ("clean", "all", "stage", "paper") else names
+
+
+@app.command()
+def find(
+    model: Model,
+    ssim: Annotated[float, typer.Option(help="Threshold: a score at or above it leaks")] = 0.2,
+    weights: Weights = "DEFAULT",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of images; none: generated images")
+    ] = None,
+    cuts: Annotated[
+        str, typer.Option(help="clean, all, stage, paper or node names separated by commas")
+    ] = "clean",
+    max_cuts: Annotated[int, typer.Option(help="Most cuts for clean and all")] = 24,
+    depth: Annotated[int | None, typer.Option(help="Module depth of a stage")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="quick (screens only), standard or full; default: quick without a GPU"),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side in pixels at which images are rebuilt and scored")
+    ] = None,
+    scale: Annotated[
+        str, typer.Option(help="corrected (above the floor) or raw, as the published rule")
+    ] = "corrected",
+    attackers: Annotated[
+        str | None, typer.Option(help="Names separated by commas; default: the budget's panel")
+    ] = None,
+    enclave: Annotated[str, typer.Option(help="Where the head is timed: auto or native")] = "auto",
+    accelerator: Annotated[
+        str, typer.Option(help="Where the tail is timed: auto, cuda or cpu")
+    ] = "auto",
+    sgx_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Scale native enclave times: 'default' or slowdown=1.5,transition_us=8,"
+            "transitions=10,epc_mib=128,paging_ms_per_mib=1; labelled modelled"
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Compute threads on both sides of the profile")] = 1,
+    batch: Annotated[int, typer.Option(help="Images a run in the profile")] = 1,
+    repetitions: Annotated[int, typer.Option(help="Timed runs; medians are reported")] = 20,
+    storage: Annotated[
+        str | None, typer.Option(help="A .journal file or a database URL; default: the cache folder")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Attacks at a time")] = 1,
+    seed: Seed = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail when default weights cannot be had")
+    ] = False,
+    trust_model: Annotated[
+        bool, typer.Option("--trust-model", help="Allow a .pt2 file, whose loader may run code")
+    ] = False,
+    mean: Three = None,
+    std: Three = None,
+    input_size: Annotated[int | None, typer.Option(help="Side of the model's input, pixels")] = None,
+    feature_cache: Annotated[float, typer.Option(help="Disk for feature maps, GiB")] = 8.0,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Split config to write; default: MODEL.split.json")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Find the fastest cut that no attacker inverts, and write its split config."""
+    from .optimizer.find import find as run
+
+    with _Shown() as shown:
+        result = run(
+            model,
+            ssim=ssim,
+            weights=weights,
+            data=data,
+            cuts=_kind_of_cuts(cuts),
+            max_cuts=max_cuts,
+            depth=depth,
+            budget=budget,
+            resolution=resolution,
+            scale=scale,
+            attackers=attackers.split(",") if attackers else None,
+            enclave=enclave,
+            accelerator=accelerator,
+            sgx_model=sgx_model,
+            threads=threads,
+            batch=batch,
+            repetitions=repetitions,
+            storage=storage,
+            workers=workers,
+            seed=seed,
+            strict=strict,
+            trust_model=trust_model,
+            mean=_numbers("mean", mean),
+            std=_numbers("std", std),
+            input_size=input_size,
+            feature_cache_gib=feature_cache,
+            command=shlex.join(["partopt", *sys.argv[1:]]),
+            watcher=shown,
+        )
+    _report(result, out_file, as_json)
+
+
+def _report(result: SplitResult, path: Path | None, as_json: bool) -> None:
+    from .optimizer.table import render, show
+
+    if as_json:
+        sys.stdout.write(result.config.to_json())
+    else:
+        show(out, render(result.config))
+    if not result.found:
+        err.print("no safe cut: no split config written", style="bold red")
+        raise typer.Exit(3)
+    path = path or Path(f"{result.model.short_name}.split.json")
+    result.config.write(path)
+    if not as_json:
+        err.print(f"split config: {path}", highlight=False)
+
+
+@app.command()
+def cuts(
+    model: Annotated[str, typer.Argument(help="As for find --model")],
+    kind: Annotated[
+        str, typer.Option("--cuts", help="clean, all, stage, paper or node names")
+    ] = "clean",
+    max_cuts: Annotated[int | None, typer.Option(help="Most cuts; default: all of them")] = None,
+    depth: Annotated[int | None, typer.Option(help="Module depth of a stage")] = None,
+    input_size: Annotated[int | None, typer.Option(help="Side of the model's input, pixels")] = None,
+    trust_model: Annotated[
+        bool, typer.Option("--trust-model", help="Allow a .pt2 file, whose loader may run code")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the cuts of a model and their figures, without attacks."""
+    from dataclasses import asdict
+
+    from .models import load_model
+    from .optimizer.table import render_graph, show
+
+    loaded = load_model(model, weights="none", trust_model=trust_model, input_size=input_size)
+    graph = loaded.trace()
+    listed = graph.cuts(_kind_of_cuts(kind), max_cuts=max_cuts, depth=depth)
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(c) for c in listed], indent=2) + "\n")
+    else:
+        show(out, render_graph(graph, listed))
+        err.print(
+            f"{len(listed)} cuts of {model}, traced by {graph.source}: {graph.flops / 1e9:.2f} "
+            f"GFLOP, {graph.param_bytes / 1e6:.1f} MB of parameters at input "
+            f"{'x'.join(map(str, graph.inputs[0].shape))}",
+            highlight=False,
+        )
+
+
+@app.command()
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Say what this machine has (torch, GPU, SGX, Gramine, caches) and what each lack costs."""
+    from dataclasses import asdict
+
+    from .enclave_runner.doctor import examine
+
+    findings = examine()
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=2) + "\n")
+        return
+    for finding in findings:
+        mark = "[green]ok     [/]" if finding.state == "ok" else "[yellow]missing[/]"
+        out.print(f"{mark} {finding.name:<18} {finding.detail}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a split config."""
+    from .config import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        out.print(f"partopt {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version")
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code. Errors are one sentence on stderr."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code: Any = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as shown:
+        err.print(shown.format_message(), highlight=False, markup=False)
+        return 2
+    except click.ClickException as error:
+        _say(error.format_message())
+        return 2
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _say("interrupted; the same command goes on from the attacks that were finished")
+        return 130
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        from .errors import PartoptError
+
+        if isinstance(error, PartoptError):
+            _say(str(error))
+            return error.exit_code
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        _say(f"{type(error).__name__}: {first} (this is a bug; --debug shows where)")
+        return 1
+
+
+def _say(message: str) -> None:
+    err.print("error: ", style="bold red", end="")
+    err.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point of the ``partopt`` command."""
+    sys.exit(run())

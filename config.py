@@ -1,0 +1,280 @@
+"""The split config: what a run found, as JSON that people, CI and the runner read.
+
+Reading is strict and bounded: an unknown key, a newer schema or a file beyond the size limit is an
+error. Nothing in a split config can run code.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .cache import written_whole
+from .errors import ConfigError, nearest
+
+SCHEMA = 1
+MAX_BYTES = 16 << 20
+
+Status = Literal["safe", "leaks", "undecided", "failed", "not attacked"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+
+class Tensor(_Strict):
+    """A boundary tensor, at the recorded batch size."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    bytes: int
+
+
+class PreprocessingInfo(_Strict):
+    """How images become the model's input."""
+
+    input_size: int
+    resize: int
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+    source: str
+
+
+class ModelInfo(_Strict):
+    """Which model, which weights, which input."""
+
+    spec: str
+    weights: str
+    weights_hash: str
+    random_weights: bool
+    graph_hash: str
+    traced_by: str
+    input_shape: list[int]
+    input_dtype: str
+    preprocessing: PreprocessingInfo
+
+
+class Time(_Strict):
+    """Milliseconds with their origin."""
+
+    ms: float
+    noise_ms: float
+    basis: Literal["measured", "modelled"]
+    backend: str
+
+
+class Latency(_Strict):
+    """The three parts of a cut's latency and their sum."""
+
+    enclave: Time
+    handoff: Time
+    accelerator: Time
+    total: Time
+
+
+class Verified(_Strict):
+    """The chosen cut run for real; ``error`` is (measured - predicted) / measured."""
+
+    predicted_ms: float
+    measured_ms: float
+    error: float
+
+
+class ChosenLatency(Latency):
+    """Latency of the chosen cut beside the whole model in the enclave."""
+
+    full_enclave: Time
+    full_accelerator: Time
+    threads: int
+    batch: int
+    repetitions: int
+    verified: Verified | None = None
+
+
+class CutInfo(_Strict):
+    """The chosen cut; the named node is the last one in the enclave."""
+
+    name: str
+    boundary: list[Tensor]
+    aliases: list[str]
+    payload_bytes: int
+    head_flops: int
+    tail_flops: int
+    head_param_bytes: int
+    head_peak_activation_bytes: int
+
+
+class Attack(_Strict):
+    """What one attacker reached at one cut. ``score`` and its interval are on the run's scale."""
+
+    attacker: str
+    settings: str
+    outcome: Literal["full budget", "stopped at proof", "failed"]
+    ssim_raw: float | None = None
+    ssim_p95: float | None = None
+    ssim_max: float | None = None
+    score: float | None = None
+    low: float | None = None
+    high: float | None = None
+    image_steps: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+
+class CutRow(_Strict):
+    """One line of the table. ``suffix_high`` is None where a later result is missing."""
+
+    name: str
+    aliases: list[str]
+    stage: bool
+    payload_bytes: int
+    head_flops: int
+    head_layers: int
+    head_param_bytes: int
+    head_peak_activation_bytes: int
+    ssim_raw: float | None
+    score: float | None
+    low: float | None
+    high: float | None
+    suffix_score: float | None
+    suffix_high: float | None
+    safe: bool
+    status: Status
+    reason: str
+    attacks: list[Attack]
+    latency_ms: Latency
+
+
+class Panel(_Strict):
+    """An attacker with all its settings."""
+
+    name: str
+    settings: str
+
+
+class Privacy(_Strict):
+    """The question that was asked of every cut, and the chosen cut's answer."""
+
+    threshold: float
+    scale: Literal["corrected", "raw"]
+    rule: str
+    evidence: Literal["screening", "standard", "full"]
+    floor: float
+    floor_p95: float
+    ssim: str
+    resolution: int
+    data: str
+    data_hash: str
+    images: dict[str, int]
+    skipped: list[str]
+    attackers: list[Panel]
+    score: float | None = None
+    low: float | None = None
+    high: float | None = None
+    attacks: list[Attack] = Field(default_factory=list)
+
+
+class Search(_Strict):
+    """What the search cost."""
+
+    trials_run: int
+    trials_reused: int
+    image_steps: int
+    attack_seconds: float
+    study: str
+    storage: str
+
+
+class SplitConfig(_Strict):
+    """A run's result. ``cut`` is None where no cut is safe."""
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    model: ModelInfo
+    cut: CutInfo | None
+    latency_ms: ChosenLatency | None
+    full_enclave_ms: Time
+    privacy: Privacy
+    cuts: list[CutRow]
+    search: Search
+    seed: int
+    versions: dict[str, str]
+    warnings: list[str]
+    command: str = ""
+
+    def to_json(self) -> str:
+        """JSON with stable key order."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the JSON to `path`, whole or not at all."""
+        with written_whole(path) as temporary:
+            temporary.write_text(self.to_json())
+
+    @classmethod
+    def read(cls, path: str | Path) -> SplitConfig:
+        """Read and check a split config.
+
+        Raises:
+            ConfigError: Missing, too large, no JSON, a newer schema, or an unknown or wrong key.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(f"split config {str(path)!r} does not exist; run partopt find first")
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(
+                f"split config {str(path)!r} has {size} bytes; at most {MAX_BYTES} are read"
+            )
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, name: str = "split config") -> SplitConfig:
+        """Check the bytes of a split config; `name` is for messages."""
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"{name} has {len(data)} bytes; at most {MAX_BYTES} are read")
+        try:
+            raw = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{name} is no JSON ({str(error)[:80]}); write it again") from None
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{name} is no JSON object; write it again with partopt find")
+        schema = raw.get("schema")
+        if not isinstance(schema, int) or isinstance(schema, bool):
+            raise ConfigError(f"{name} has no `schema` number; write it again with partopt find")
+        if schema != SCHEMA:
+            newer = "a newer partopt wrote it" if schema > SCHEMA else "it is of an old version"
+            raise ConfigError(
+                f"{name} has `schema` {schema}, this version reads {SCHEMA}: {newer}; "
+                "update partopt or run find again"
+            )
+        try:
+            return cls.model_validate(raw)
+        except (ValidationError, RecursionError) as error:
+            raise ConfigError(f"{name} {_first_problem(error, cls)}") from None
+
+
+def _first_problem(error: Exception, model: type[BaseModel]) -> str:
+    if not isinstance(error, ValidationError):
+        return "is nested too deeply"
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])[:120]
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])[:80]
+        return f"has the unknown key `{where}`{nearest(key, _all_keys(model))}; remove it"
+    return f"is wrong at `{where}`: {problem['msg'].lower()} ({error.error_count()} problem(s))"
+
+
+def _all_keys(model: type[BaseModel]) -> set[str]:
+    return set(json.dumps(model.model_json_schema()).replace('"', " ").split()) & {
+        name for m in _Strict.__subclasses__() + Latency.__subclasses__() for name in m.model_fields
+    }
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a split config."""
+    return SplitConfig.model_json_schema(by_alias=True)

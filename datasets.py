@@ -1,0 +1,204 @@
+"""Images for attacks: from a folder or generated, split into train, validation and test by a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from PIL import Image
+
+from .dead_leaves import dead_leaves
+from .errors import DataError, UsageError
+from .hashing import hash_array, hash_json
+from .preprocessing import Preprocessing
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
+GENERATED = "generated: dead leaves"
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many images go where. The three parts are disjoint."""
+
+    train: int
+    validation: int
+    test: int
+
+    @property
+    def total(self) -> int:
+        """All three together."""
+        return self.train + self.validation + self.test
+
+    def shrunk_to(self, available: int) -> Split:
+        """The same proportions for fewer images; unchanged where there are enough."""
+        if available >= self.total:
+            return self
+        validation = max(1, self.validation * available // self.total)
+        test = max(1, self.test * available // self.total)
+        return Split(available - validation - test, validation, test)
+
+
+@dataclass
+class ImageSet:
+    """Images at the model's input size, before normalisation, in split order.
+
+    Attributes:
+        images: uint8, shape (N, 3, H, W): train, then validation, then test.
+        split: The sizes of the three parts.
+        source: What the images are, for the result.
+        digest: SHA-256 of pixels and split.
+        skipped: Files that could not be used, each with the reason.
+        warnings: What the user must know.
+    """
+
+    images: np.ndarray
+    split: Split
+    source: str
+    digest: str
+    names: list[str] = field(repr=False, default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def part(self, name: str) -> np.ndarray:
+        """The images of ``"train"``, ``"validation"`` or ``"test"``."""
+        start, stop = self.bounds(name)
+        return self.images[start:stop]
+
+    def bounds(self, name: str) -> tuple[int, int]:
+        """First and one-past-last row of a part."""
+        s = self.split
+        starts = {"train": 0, "validation": s.train, "test": s.train + s.validation}
+        sizes = {"train": s.train, "validation": s.validation, "test": s.test}
+        return starts[name], starts[name] + sizes[name]
+
+
+def load_images(
+    data: str | Path | None,
+    preprocessing: Preprocessing,
+    split: Split,
+    *,
+    seed: int = 0,
+    minimum: int = 100,
+    jobs: int = 2,
+) -> ImageSet:
+    """Read or generate images and split them.
+
+    Args:
+        data: A folder of images (searched with its subfolders), or None for generated ones.
+        preprocessing: The model's resize and crop.
+        split: How many images are wanted; fewer are taken in the same proportions, with a warning.
+        seed: Decides which images are taken and where they go.
+        minimum: Fewer usable images than this are an error.
+        jobs: Threads that decode.
+
+    Raises:
+        UsageError: `data` is no folder.
+        DataError: Fewer than `minimum` usable images.
+    """
+    if data is None:
+        images = dead_leaves(split.total, preprocessing.input_size, seed)
+        names = [f"leaves-{seed}-{i}" for i in range(split.total)]
+        note = (
+            "generated images (dead leaves): no --data was given; attack scores on your own "
+            "images can be higher"
+        )
+        return _finish(images, split, f"{GENERATED}, seed {seed}", names, [], [note])
+    folder = Path(data)
+    if not folder.is_dir():
+        raise UsageError(f"`data` got {str(data)!r}, which is no folder; give a folder of images")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    order = np.random.default_rng(seed).permutation(len(paths))
+    taken, names, skipped = _decode_until(
+        [paths[i] for i in order], folder, preprocessing, split.total, jobs
+    )
+    if len(taken) < minimum:
+        bad = f", {len(skipped)} skipped (first: {skipped[0]})" if skipped else ""
+        raise DataError(
+            f"`data` got {str(data)!r} with {len(taken)} usable images{bad}; "
+            f"at least {minimum} different ones are needed"
+        )
+    warnings = []
+    if skipped:
+        warnings.append(f"{len(skipped)} image files were skipped: {'; '.join(skipped[:5])}")
+    if len(taken) < split.total:
+        warnings.append(
+            f"{len(taken)} images were found, the budget wants {split.total}: "
+            "with more the attackers could be stronger"
+        )
+        split = split.shrunk_to(len(taken))
+    source = f"folder: {folder.name}, {len(taken)} of {len(paths)} images, seed {seed}"
+    return _finish(np.stack(taken), split, source, names, skipped, warnings)
+
+
+def _decode_until(
+    paths: list[Path], folder: Path, preprocessing: Preprocessing, wanted: int, jobs: int
+) -> tuple[list[np.ndarray], list[str], list[str]]:
+    """Decode in order until `wanted` different images are there."""
+    taken: list[np.ndarray] = []
+    names: list[str] = []
+    skipped: list[str] = []
+    seen: set[str] = set()
+    position = 0
+    while len(taken) < wanted and position < len(paths):
+        chunk = paths[position : position + max(16, wanted - len(taken))]
+        position += len(chunk)
+        decoded = Parallel(n_jobs=jobs, prefer="threads")(
+            delayed(_decode)(p, preprocessing) for p in chunk
+        )
+        for path, (array, reason) in zip(chunk, decoded, strict=True):
+            name = str(path.relative_to(folder))
+            if array is None:
+                skipped.append(f"{name} ({reason})")
+                continue
+            # A copy of a training image among the test images would look like a leak.
+            digest = hash_array(array)
+            if digest in seen:
+                skipped.append(f"{name} (duplicate)")
+                continue
+            seen.add(digest)
+            taken.append(array)
+            names.append(name)
+    return taken[:wanted], names[:wanted], skipped
+
+
+def _decode(path: Path, preprocessing: Preprocessing) -> tuple[np.ndarray | None, str]:
+    try:
+        with Image.open(path) as image:
+            return preprocessing.to_unit(image), ""
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return None, str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+
+
+def _finish(
+    images: np.ndarray,
+    split: Split,
+    source: str,
+    names: list[str],
+    skipped: list[str],
+    warnings: list[str],
+) -> ImageSet:
+    parts = [split.train, split.validation, split.test]
+    digest = hash_json([hash_array(images), parts])
+    return ImageSet(images, split, source, digest, names, skipped, warnings)
+
+
+def to_float(images: np.ndarray) -> torch.Tensor:
+    """uint8 (N, 3, H, W) to float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).float().div_(255)
+
+
+def at_resolution(images: np.ndarray, resolution: int, batch: int = 64) -> np.ndarray:
+    """Downscale uint8 images with antialiasing to (N, 3, resolution, resolution)."""
+    if images.shape[-1] == resolution and images.shape[-2] == resolution:
+        return images
+    out = np.empty((len(images), 3, resolution, resolution), np.uint8)
+    for start in range(0, len(images), batch):
+        part = to_float(images[start : start + batch])
+        small = torch.nn.functional.interpolate(
+            part, (resolution, resolution), mode="bilinear", antialias=True, align_corners=False
+        )
+        out[start : start + batch] = (small.clamp(0, 1) * 255).round().byte().numpy()
+    return out

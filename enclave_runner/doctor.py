@@ -1,0 +1,61 @@
+"""What this machine has for partopt, and what each missing thing costs."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..cache import cache_dir
+from .presence import INSTALL, look
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for."""
+
+    name: str
+    state: Literal["ok", "missing"]
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Look at torch, GPU, SGX, Gramine and the cache; starts nothing that takes long."""
+    here = look()
+    gpu = torch.cuda.is_available()
+    found = [
+        Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        Finding(
+            "GPU",
+            "ok" if gpu else "missing",
+            torch.cuda.get_device_name(0)
+            if gpu
+            else "tails are timed on the CPU, attacks train slowly, the default budget is quick",
+        ),
+        Finding(
+            "SGX",
+            "ok" if here.sgx_device else "missing",
+            here.sgx_device
+            or (
+                "the CPU has it, but no /dev/sgx_enclave: enable it in the firmware, Linux 5.11+"
+                if here.cpu_flag
+                else "no enclave: latency is measured natively or modelled with --sgx-model"
+            ),
+        ),
+        Finding(
+            "Gramine",
+            "ok" if here.gramine_direct else "missing",
+            here.version
+            if here.gramine_direct
+            else f"not on PATH: heads run natively, without protection; see {INSTALL}",
+        ),
+    ]
+    cache = cache_dir()
+    free = shutil.disk_usage(cache).free / 2**30
+    used = sum(f.stat().st_size for f in cache.rglob("*") if f.is_file()) / 2**30
+    found.append(Finding("cache", "ok", f"{cache}, {used:.1f} GiB used, {free:.0f} GiB free"))
+    weights = torch.hub.get_dir() + "/checkpoints"
+    found.append(Finding("downloaded weights", "ok", weights))
+    return found

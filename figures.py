@@ -1,0 +1,76 @@
+"""Shapes, bytes and FLOPs of every node, from one run on fake tensors that allocates nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass
+class NodeFigures:
+    """What one node gave: its value (a fake tensor or a plain value), FLOPs, storages used."""
+
+    value: Any
+    flops: int
+    storages: dict[int, int]
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.counter = counter
+        self.figures: dict[str, NodeFigures] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.counter.get_total_flops()
+        value = super().run_node(n)
+        flops = self.counter.get_total_flops() - before
+        storages: dict[int, int] = {}
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
+                storage = leaf.untyped_storage()
+                storages[storage._cdata] = int(storage.nbytes())
+        self.figures[n.name] = NodeFigures(value, flops, storages)
+        return value
+
+
+@contextmanager
+def _no_fast_attention() -> Iterator[None]:
+    """The fused attention kernel hides its matrix products from the counter."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def measure(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> dict[str, NodeFigures]:
+    """Run `module` once on fake copies of `inputs`; return figures by fx node name.
+
+    Operators without a fake implementation make it fall back to a real run.
+    """
+    with torch.no_grad(), _no_fast_attention():
+        try:
+            mode = FakeTensorMode(allow_non_fake_inputs=True)
+            with mode:
+                fakes = tuple(mode.from_tensor(t) for t in inputs)
+                return _run(module, fakes)
+        except (NotImplementedError, torch._subclasses.fake_tensor.UnsupportedFakeTensorException):
+            return _run(module, inputs)
+
+
+def _run(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> dict[str, NodeFigures]:
+    counter = FlopCounterMode(display=False)
+    recorder = _Recorder(module, counter)
+    with counter:
+        recorder.run(*inputs)
+    return recorder.figures

@@ -1,0 +1,397 @@
+"""Models by name, their weights, and how they want their images.
+
+Nothing here unpickles: state dicts are read with ``weights_only=True`` or as safetensors, and a
+``.pt2`` file, whose loader may unpickle, only when the caller says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import tracing
+from ._torchvision import models as tv
+from .errors import TraceError, UsageError, WeightsError, nearest
+from .graph import LayerGraph, build, trace
+from .hashing import hash_state
+from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, from_torchvision
+
+DOWNLOAD_TIMEOUT_S = 20.0
+
+
+@dataclass
+class LoadedModel:
+    """A model in eval mode with all that a run needs to know of it.
+
+    Attributes:
+        spec: The model as it was asked for.
+        module: The network (for ``.pt2``: the exported graph module).
+        preprocessing: Resize, crop and normalisation.
+        weights: What the weights are: ``default:...``, ``random (seed ...)``, or the file's name.
+        weights_hash: SHA-256 of the state dict.
+        warnings: What the user must know, e.g. that the weights are random.
+    """
+
+    spec: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    weights: str
+    weights_hash: str
+    warnings: list[str] = field(default_factory=list)
+    program: torch.export.ExportedProgram | None = None
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the weights are untrained."""
+        return self.weights.startswith("random")
+
+    @property
+    def short_name(self) -> str:
+        """A name fit for a file."""
+        stem = self.spec.rpartition(":")[2]
+        return Path(stem).stem if stem.endswith(".pt2") else stem.replace("/", "_")
+
+    def example(self, batch: int = 1) -> torch.Tensor:
+        """An input of zeros, shape (batch, 3, H, W)."""
+        size = self.preprocessing.input_size
+        return torch.zeros(batch, 3, size, size)
+
+    def trace(self) -> LayerGraph:
+        """The layer graph at batch size 1 (or the exported program's own)."""
+        if self.program is None:
+            return trace(self.module, self.example())
+        args, _ = self.program.example_inputs or ((self.example(),), {})
+        if len(args) != 1 or not isinstance(args[0], torch.Tensor) or args[0].ndim != 4:
+            raise TraceError(
+                f"`model` {self.spec} takes {len(args)} inputs; partopt attacks models of one "
+                "image tensor of shape (N, 3, H, W)"
+            )
+        module, names = tracing.from_program(self.program)
+        name = Path(self.spec).stem
+        try:
+            example = args[0][:1]
+            return build(module, names, (example,), name, "torch.export")
+        except Exception:
+            module, names = tracing.from_program(self.program)
+            return build(module, names, (args[0],), name, "torch.export")
+
+
+def load_model(
+    spec: str,
+    *,
+    weights: str = "DEFAULT",
+    strict: bool = False,
+    trust_model: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """Load a model by name.
+
+    Args:
+        spec: ``efficientnet_b0`` (= ``torchvision:efficientnet_b0``), ``timm:NAME``,
+            ``package.module:factory`` (called without arguments), or a ``.pt2`` file.
+        weights: ``"DEFAULT"``, ``"none"`` (random), or a file: a state dict or safetensors.
+        strict: Raise when default weights cannot be had, instead of going on with random ones.
+        trust_model: Allow a ``.pt2`` file, whose loader may run code.
+        mean, std: Three values each, in place of the model's own normalisation.
+        input_size: Height and width in pixels, in place of the model's own.
+        seed: For random weights.
+
+    Raises:
+        UsageError: A spec or setting that names nothing.
+        WeightsError: Weights that are missing, unsafe or do not fit.
+    """
+    if spec.endswith(".pt2"):
+        loaded = _load_pt2(spec, trust_model, weights)
+    else:
+        torch.manual_seed(seed)
+        family, name = _parse(spec)
+        loaded = _LOADERS[family](spec, name, weights, strict, seed)
+    size = loaded.preprocessing.input_size
+    if input_size is not None and input_size < 1:
+        raise UsageError(f"`input_size` got {input_size}; use a number of pixels above 0")
+    wanted = input_size or size
+    loaded.preprocessing = replace(
+        loaded.preprocessing,
+        input_size=wanted,
+        resize=round(loaded.preprocessing.resize * wanted / size),
+        mean=_three("mean", mean) or loaded.preprocessing.mean,
+        std=_three("std", std) or loaded.preprocessing.std,
+        source="given" if mean or std or input_size else loaded.preprocessing.source,
+    )
+    loaded.module.eval()
+    for parameter in loaded.module.parameters():
+        parameter.requires_grad_(False)
+    return loaded
+
+
+def _three(name: str, values: Sequence[float] | None) -> tuple[float, float, float] | None:
+    if not values:
+        return None
+    if len(values) not in (1, 3) or (name == "std" and min(values) <= 0):
+        raise UsageError(f"`{name}` got {list(values)}; give one number or three, std above 0")
+    a, b, c = list(values) * (3 // len(values))
+    return (float(a), float(b), float(c))
+
+
+def _parse(spec: str) -> tuple[str, str]:
+    prefix, colon, name = spec.partition(":")
+    if not colon:
+        return "torchvision", spec
+    if prefix in ("torchvision", "timm"):
+        return prefix, name
+    return "factory", spec
+
+
+def _default_preprocessing(size: int = 224) -> Preprocessing:
+    return Preprocessing(size, round(size * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _load_torchvision(
+    spec: str, name: str, weights: str, strict: bool, seed: int
+) -> LoadedModel:
+    known = tv.list_models(module=tv)
+    if name not in known:
+        raise UsageError(
+            f"`model` got {spec!r}, which torchvision does not have{nearest(name, known)}; "
+            "use one of its classification models, timm:NAME, package.module:factory or a .pt2 file"
+        )
+    default = tv.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        extra = {"aux_logits": True} if name == "googlenet" and weights == "DEFAULT" else {}
+        module = tv.get_model(name, weights=None, **extra)
+
+    def download() -> str:
+        state = default.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        module.load_state_dict(state)
+        return f"default: torchvision {default}"
+
+    label, notes = _apply_weights(module, weights, strict, seed, download)
+    return LoadedModel(
+        spec=spec,
+        module=module,
+        preprocessing=from_torchvision(default.transforms()),
+        weights=label,
+        weights_hash=hash_state(module.state_dict()),
+        warnings=notes,
+    )
+
+
+def _load_timm(spec: str, name: str, weights: str, strict: bool, seed: int) -> LoadedModel:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise UsageError(
+            f"`model` got {spec!r}, but timm is not installed; pip install 'partopt[timm]'"
+        ) from error
+    if not timm.is_model(name):
+        known = timm.list_models()
+        raise UsageError(f"`model` got {spec!r}, which timm does not have{nearest(name, known)}")
+    module = timm.create_model(name, pretrained=False)
+    config = timm.data.resolve_model_data_config(module)
+
+    def download() -> str:
+        timm.models.load_pretrained(module)
+        return f"default: timm {name}"
+
+    label, notes = _apply_weights(module, weights, strict, seed, download)
+    size = int(config["input_size"][-1])
+    preprocessing = Preprocessing(
+        input_size=size,
+        resize=round(size / float(config["crop_pct"])),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        source="timm pretrained configuration",
+    )
+    return LoadedModel(
+        spec, module, preprocessing, label, hash_state(module.state_dict()), notes
+    )
+
+
+def _load_factory(spec: str, name: str, weights: str, strict: bool, seed: int) -> LoadedModel:
+    module_name, _, attribute = name.partition(":")
+    with _importable_from_here():
+        try:
+            factory: Any = importlib.import_module(module_name)
+            for part in attribute.split("."):
+                factory = getattr(factory, part)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(
+                f"`model` got {spec!r}, which cannot be imported ({error}); "
+                "use package.module:factory"
+            ) from error
+        module = factory()
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"`model` got {spec!r}, which returned {type(module).__name__}; "
+            "the factory must return a torch.nn.Module when called without arguments"
+        )
+    preprocessing = _default_preprocessing()
+    own = getattr(module, "preprocessing", None)
+    if isinstance(own, Preprocessing):
+        preprocessing = own
+
+    def keep() -> str:
+        return f"as the factory {spec} made them"
+
+    label, notes = _apply_weights(module, weights, strict, seed, keep)
+    return LoadedModel(
+        spec, module, preprocessing, label, hash_state(module.state_dict()), notes
+    )
+
+
+@contextlib.contextmanager
+def _importable_from_here() -> Iterator[None]:
+    """Let a factory beside the user be imported, as ``python -m`` would."""
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+_LOADERS: dict[str, Callable[[str, str, str, bool, int], LoadedModel]] = {
+    "torchvision": _load_torchvision,
+    "timm": _load_timm,
+    "factory": _load_factory,
+}
+
+
+def _load_pt2(spec: str, trust_model: bool, weights: str) -> LoadedModel:
+    path = Path(spec)
+    if not path.is_file():
+        raise UsageError(f"`model` got {spec!r}, which does not exist; give a torch.export file")
+    if not trust_model:
+        raise UsageError(
+            f"`model` got {spec!r}: torch.export.load may unpickle, which can run code from the "
+            "file; pass --trust-model if you made the file yourself"
+        )
+    if weights not in ("DEFAULT", "none"):
+        raise UsageError("`weights` cannot be given with a .pt2 file, which carries its own")
+    program = torch.export.load(path)
+    args, _ = program.example_inputs or ((), {})
+    size = int(args[0].shape[-1]) if args and isinstance(args[0], torch.Tensor) else 224
+    return LoadedModel(
+        spec=spec,
+        module=program.module(check_guards=False),
+        preprocessing=_default_preprocessing(size),
+        weights=f"file: {path.name}",
+        weights_hash=hash_state({**program.state_dict, **_constants(program)}),
+        warnings=[
+            "the .pt2 file carries no preprocessing: ImageNet mean and std are assumed "
+            "unless --mean and --std are given"
+        ],
+        program=program,
+    )
+
+
+def _constants(program: torch.export.ExportedProgram) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in program.constants.items() if isinstance(v, torch.Tensor)}
+
+
+def _apply_weights(
+    module: nn.Module, weights: str, strict: bool, seed: int, default: Callable[[], str]
+) -> tuple[str, list[str]]:
+    """Load weights into `module`; return their label and warnings."""
+    if weights == "none":
+        return f"random (seed {seed})", ["random weights: asked for with --weights none"]
+    if weights != "DEFAULT":
+        load_weights(module, Path(weights))
+        return f"file: {Path(weights).name}", []
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+    try:
+        with _quiet_download():
+            return default(), []
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if strict:
+            raise WeightsError(
+                f"`weights` got 'DEFAULT', but they are neither in the cache nor can be "
+                f"downloaded ({reason}); give a file with --weights"
+            ) from error
+        note = (
+            f"RANDOM WEIGHTS: the default weights could not be had ({reason}); this result says "
+            "nothing about a trained model; give a file with --weights, or --strict to fail"
+        )
+        return f"random (seed {seed})", [note]
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@contextlib.contextmanager
+def _quiet_download() -> Iterator[None]:
+    """torch.hub prints by itself; partopt says what happened in its own words."""
+    sink = io.StringIO()
+    with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        yield
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from a ``torch.save`` file (``weights_only``) or a safetensors file.
+
+    Raises:
+        WeightsError: The file is missing, holds no state dict, or would need unpickling.
+    """
+    if not path.is_file():
+        raise WeightsError(f"`weights` got {str(path)!r}, which does not exist; give a file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        raise WeightsError(
+            f"`weights` got {str(path)!r}, which cannot be read without unpickling "
+            f"({type(error).__name__}: {first}); save a plain state dict or safetensors"
+        ) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise WeightsError(f"`weights` got {str(path)!r}, which is no state dict; save one")
+    return {str(k).removeprefix("module."): v for k, v in state.items()}
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load the state dict in `path` into `module`, every key and shape of it.
+
+    Raises:
+        WeightsError: Unreadable, or of another model.
+    """
+    state = read_state(path)
+    own = module.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    foreign = [k for k in state if k not in own]
+    shapes = [k for k in state if k in own and state[k].shape != own[k].shape]
+    if missing or foreign or shapes:
+        first = (missing + foreign + shapes)[0]
+        raise WeightsError(
+            f"`weights` got {str(path)!r}, which is of another model: {len(missing)} tensors are "
+            f"missing, {len(foreign)} unknown, {len(shapes)} of another shape (first: {first})"
+        )
+    module.load_state_dict({**own, **state})
+
+
+__all__ = ["LoadedModel", "load_model", "load_weights", "read_state"]

@@ -1,0 +1,92 @@
+"""How much attack a run pays for: image counts, resolution, attackers and their settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..attackers.base import Attacker
+from ..attackers.linear import Linear
+from ..attackers.panel import make
+from ..datasets import Split
+from ..errors import UsageError
+
+Evidence = Literal["screening", "standard", "full"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One level of effort.
+
+    Attributes:
+        name: ``quick``, ``standard`` or ``full``.
+        evidence: What results are worth: ``screening`` does not certify.
+        split: Image counts.
+        resolution: Side in pixels at which images are rebuilt and scored; None is the model's own.
+        minimum_images: Fewer usable images are an error.
+        settings: Attackers of the panel with their settings, cheap ones first.
+    """
+
+    name: str
+    evidence: Evidence
+    split: Split
+    resolution: int | None
+    minimum_images: int
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def panel(self, names: list[str] | None = None) -> dict[str, Attacker]:
+        """The attackers by name, `blind` left out, cheap ones first."""
+        wanted = names or list(self.settings)
+        made = [make(n, self.settings.get(n)) for n in wanted if n != "blind"]
+        if not made:
+            raise UsageError(f"`attackers` got {names}; name one besides blind, which is the floor")
+        return {a.name: a for a in sorted(made, key=lambda a: a.rank)}
+
+
+BUDGETS = {
+    "quick": Budget(
+        "quick",
+        "screening",
+        Split(256, 64, 80),
+        96,
+        100,
+        {
+            "linear": {"max_cells": 40_000, "max_terms": 1300},
+            "decoder": {
+                "epochs": 3,
+                "width": 64,
+                "blocks": 1,
+                "batch": 8,
+                "patience": 0,
+                "linear": Linear(max_cells=40_000, max_terms=1300),
+            },
+        },
+    ),
+    "standard": Budget(
+        "standard",
+        "standard",
+        Split(1000, 150, 250),
+        None,
+        400,
+        {"linear": {}, "decoder": {"epochs": 30}},
+    ),
+    "full": Budget(
+        "full",
+        "full",
+        Split(4000, 400, 600),
+        None,
+        1000,
+        {"linear": {}, "decoder": {"epochs": 100, "width": 128, "blocks": 3, "patience": 15}},
+    ),
+}
+
+
+def pick(name: str) -> Budget:
+    """The budget called `name`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name not in BUDGETS:
+        raise UsageError(f"`budget` got {name!r}; use {', '.join(BUDGETS)}")
+    return BUDGETS[name]

@@ -1,0 +1,66 @@
+"""What to attack next: cheap attackers everywhere, then expensive ones from the last cut backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from .rule import Evidence, judge
+
+Job = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of attacks.
+
+    Going backwards, every attack at full budget is one that the answer needs: a cut counts as safe
+    only with complete evidence for all later ones. The walk ends at the first cut that is not safe,
+    since nothing before it can be. Nothing is skipped because an attack looks bad.
+
+    Attributes:
+        names: Cut names in execution order.
+        ranks: Attacker -> rank; those of the lowest rank run on all cuts first.
+        threshold: Scores at or above it leak.
+        could_win: Given the safe cuts so far and a cut, whether the answer could still be that cut
+            (by latency), were it safe.
+    """
+
+    names: Sequence[str]
+    ranks: Mapping[str, int]
+    threshold: float
+    could_win: Callable[[Sequence[int], int], bool]
+
+    @property
+    def panel(self) -> list[str]:
+        """Attackers, cheap ones first."""
+        return sorted(self.ranks, key=lambda a: (self.ranks[a], a))
+
+    def next(self, evidence: Mapping[Job, Evidence], running: Collection[Job] = ()) -> Job | None:
+        """The next job that nobody runs, or None where nothing is left to start now."""
+        cheapest = min(self.ranks.values())
+        backwards = range(len(self.names) - 1, -1, -1)
+        for attacker in self.panel:
+            if self.ranks[attacker] == cheapest:
+                for i in backwards:
+                    if (i, attacker) not in evidence and (i, attacker) not in running:
+                        return i, attacker
+        verdicts = judge(self.names, self.panel, evidence, self.threshold)
+        safe: list[int] = []
+        for i in backwards:
+            verdict = verdicts[i]
+            if verdict.safe:
+                safe.append(i)
+                continue
+            if verdict.suffix_low >= self.threshold:
+                return None
+            if not any(self.could_win(safe, j) for j in range(i + 1)):
+                return None
+            missing = [a for a in self.panel if (i, a) not in evidence]
+            for attacker in missing:
+                if (i, attacker) not in running:
+                    return i, attacker
+            if not missing:
+                return None  # complete and not safe: nothing earlier can be
+            # Its attacks are running elsewhere: go on with the cut before it meanwhile.
+        return None

@@ -1,0 +1,386 @@
+"""Run the plan: fit attackers, score them, store every result as an Optuna trial, resume."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import joblib
+import numpy as np
+import optuna
+import torch
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from ..attackers.base import Attacker, Context, Reconstruct
+from ..attackers.features import MIRRORED, FeatureStore
+from ..attackers.panel import make
+from ..attackers.rows import Rows
+from ..attackers.scoring import Score, corrected, score, ssim_of
+from ..config import Attack
+from ..datasets import at_resolution
+from ..errors import PartoptError
+from ..graph import Cut
+from ..hashing import derive_seed, hash_json
+from ..profilers.base import CutLatency
+from .choose import choose
+from .plan import Job, Plan
+from .rule import Evidence, judge
+from .sampler import PRIVACY, NothingLeft, SuffixSampler
+from .storage import fail_orphans, finished, owner
+
+ATTACK_VERSION = 1  # raise when an attacker's code changes what it can reach
+
+
+@dataclass
+class Outcome:
+    """All evidence of a search and what it cost."""
+
+    evidence: dict[Job, Evidence] = field(default_factory=dict)
+    attacks: dict[Job, Attack] = field(default_factory=dict)
+    run: int = 0
+    reused: int = 0
+    image_steps: int = 0
+    seconds: float = 0.0
+    study: str = ""
+
+
+class Search:
+    """One search over the cuts of one model.
+
+    Args:
+        cuts: In execution order.
+        latencies: Of the same cuts.
+        store: Their features.
+        panel: Attackers by name, with their settings.
+        floor: SSIM of the blind attacker per test image.
+        threshold: Scores at or above it leak.
+        scale: ``corrected`` or ``raw``.
+        resolution: Side at which images are rebuilt, in pixels.
+        storage: Where trials are kept.
+        seed: For everything random.
+        device: Where attackers train.
+        exhaustive: Run every attacker on every cut at full budget, for comparison.
+        on_progress: Called with what is being done and the share of that job.
+        on_done: Called after each attack with its cut and result.
+    """
+
+    def __init__(
+        self,
+        cuts: Sequence[Cut],
+        latencies: Sequence[CutLatency],
+        store: FeatureStore,
+        panel: Mapping[str, Attacker],
+        floor: np.ndarray,
+        *,
+        threshold: float,
+        scale: str,
+        resolution: int,
+        storage: BaseStorage,
+        seed: int = 0,
+        device: str = "cpu",
+        exhaustive: bool = False,
+        on_progress: Callable[[str, float], None] | None = None,
+        on_done: Callable[[Cut, Attack, bool], None] | None = None,
+    ) -> None:
+        self.cuts = list(cuts)
+        self.latencies = list(latencies)
+        self.store = store
+        self.panel = dict(panel)
+        self.floor = floor
+        self.threshold = threshold
+        self.scale = scale
+        self.storage = storage
+        self.seed = seed
+        self.device = device
+        self.exhaustive = exhaustive
+        self.on_progress = on_progress
+        self.on_done = on_done
+        self.names = [c.name for c in self.cuts]
+        self.pictures = at_resolution(store.images.images, resolution)
+        self.resolution = resolution
+        self.plan = Plan(
+            self.names,
+            {n: a.rank for n, a in self.panel.items()},
+            threshold,
+            self._could_win,
+        )
+        self.outcome = Outcome()
+        self._lock = threading.RLock()
+        self._cancelled = threading.Event()
+
+    def key(self, cut: Cut, attacker: Attacker) -> str:
+        """Content hash of everything an attack's result depends on."""
+        return hash_json(
+            [
+                ATTACK_VERSION,
+                self.store.key,
+                [spec.name for spec in cut.boundary],
+                repr(attacker),
+                self.resolution,
+                self.seed,
+            ]
+        )
+
+    def run(self, workers: int = 1) -> Outcome:
+        """Reuse what the storage has, run what the plan wants, return all evidence.
+
+        Ctrl-C leaves every finished trial in the storage; the same search goes on from there.
+        """
+        study = self._study()
+        self.outcome.study = study.study_name
+        fail_orphans(study)
+        self._reuse()
+        before = torch.get_num_threads()
+        torch.set_num_threads(max(1, before // workers))
+        try:
+            if workers == 1:
+                self._work(study)
+            else:
+                joblib.Parallel(n_jobs=workers, backend="threading")(
+                    joblib.delayed(self._work)(study) for _ in range(workers)
+                )
+        except BaseException:
+            self._cancelled.set()
+            raise
+        finally:
+            torch.set_num_threads(before)
+        return self.outcome
+
+    def _study(self) -> optuna.Study:
+        identity = hash_json(
+            [
+                ATTACK_VERSION,
+                self.store.key,
+                self.names,
+                [repr(a) for a in self.panel.values()],
+                self.resolution,
+                self.seed,
+                self.exhaustive,
+            ]
+        )
+        return optuna.create_study(
+            storage=self.storage,
+            study_name=f"partopt-{identity[:16]}",
+            sampler=SuffixSampler(len(self.cuts), self.plan.panel, self._decide),
+            direction="minimize",
+            load_if_exists=True,
+        )
+
+    def _reuse(self) -> None:
+        keys = {
+            self.key(cut, attacker): (i, name)
+            for i, cut in enumerate(self.cuts)
+            for name, attacker in self.panel.items()
+        }
+        for key, trial in finished(self.storage, keys).items():
+            job = keys[key]
+            attrs = trial.user_attrs
+            result = self._score(job, np.asarray(attrs["ssim_per_image"], float))
+            if not attrs["complete"] and result.low < self.threshold:
+                continue  # it stopped at a proof for a lower threshold: run it in full
+            self._record(job, _attack_from(trial, self.panel[job[1]], result), attrs["complete"])
+            self.outcome.reused += 1
+
+    def _decide(self, running: set[Job]) -> Job | None:
+        with self._lock:
+            if self.exhaustive:
+                return self._next_of_all(running)
+            return self.plan.next(self.outcome.evidence, running)
+
+    def _next_of_all(self, running: set[Job]) -> Job | None:
+        for attacker in self.plan.panel:
+            for i in reversed(range(len(self.cuts))):
+                job = (i, attacker)
+                if job not in self.outcome.evidence and job not in running:
+                    return job
+        return None
+
+    def _could_win(self, safe: Sequence[int], candidate: int) -> bool:
+        return choose(self.cuts, self.latencies, [*safe, candidate]) == candidate
+
+    def _work(self, study: optuna.Study) -> None:
+        while not self._cancelled.is_set():
+            with self._lock:
+                trial = study.ask()
+                try:
+                    cut = trial.suggest_int("cut", 0, max(0, len(self.cuts) - 1))
+                    name = trial.suggest_categorical("attacker", self.plan.panel)
+                    trial.set_user_attr("owner", owner())
+                except NothingLeft:
+                    study.tell(trial, state=TrialState.PRUNED)
+                    waiting = bool(self._others_running(study))
+                    trial_job = None
+                else:
+                    trial_job = (int(cut), str(name))
+            if trial_job is not None:
+                self._one(study, trial, trial_job)
+            elif waiting:
+                time.sleep(0.2)
+            else:
+                return
+
+    def _others_running(self, study: optuna.Study) -> list[FrozenTrial]:
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [t for t in running if t.user_attrs.get("owner", {}).get("pid") == os.getpid()]
+
+    def _one(self, study: optuna.Study, trial: Trial, job: Job) -> None:
+        """Run one attack and store it, whatever becomes of it."""
+        cut, attacker = self.cuts[job[0]], make(job[1], self.panel[job[1]].settings())
+        start = time.monotonic()
+        context = Context(seed=derive_seed(self.seed, job[1], cut.name), device=self.device)
+        try:
+            per_image = self._attack(job, cut, attacker, context)
+        except (PartoptError, RuntimeError, MemoryError, ValueError) as error:
+            note = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            trial.set_user_attr("note", note)
+            study.tell(trial, state=TrialState.FAIL)
+            failed = Attack(
+                attacker=job[1], settings=repr(attacker), outcome="failed", note=note,
+                image_steps=context.image_steps, seconds=time.monotonic() - start,
+            )  # fmt: skip
+            self._record(job, failed, complete=False)
+            self._count(cut, failed, context)
+            return
+        except BaseException:
+            self._cancelled.set()
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        seconds = time.monotonic() - start
+        result = self._score(job, per_image)
+        complete = not context.stopped_early
+        attributes = {
+            "key": self.key(cut, self.panel[job[1]]),
+            "cut_name": cut.name,
+            "cut_index": job[0],
+            "score": result.value,
+            "score_high": result.high,
+            "ssim_raw": result.raw,
+            "ssim_per_image": [round(float(v), 6) for v in per_image],
+            "complete": complete,
+            "settings": repr(attacker),
+            "image_steps": context.image_steps,
+            "seconds": round(seconds, 3),
+            "note": _note(attacker),
+        }
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+        stored = study._storage.get_trial(trial._trial_id)
+        attack = _attack_from(stored, self.panel[job[1]], result)
+        self._record(job, attack, complete)
+        with self._lock:
+            verdict = judge(
+                self.names, self.plan.panel, self.outcome.evidence, self.threshold
+            )[job[0]]
+        margin = verdict.suffix_high - self.threshold
+        trial.set_constraint(PRIVACY, margin if verdict.safe else 1.0)
+        study.tell(trial, self.latencies[job[0]].total.ms)
+        self._count(cut, attack, context)
+
+    def _attack(self, job: Job, cut: Cut, attacker: Attacker, context: Context) -> np.ndarray:
+        """Fit, then score on the test images; SSIM per image."""
+        what = f"{job[1]} on {cut.name}"
+        images = self.store.images
+        ahead = self._likely_next(job[0])
+        train = self.store.rows(cut, "train", ahead)
+        pictures = Rows([self.pictures[slice(*images.bounds("train"))]])
+        if attacker.augments:
+            train = train.joined(self.store.rows(cut, MIRRORED, ahead))
+            mirrored = self.pictures[slice(*images.bounds("train"))][..., ::-1]
+            pictures = pictures.joined(Rows([mirrored]))
+        held_out = self.store.rows(cut, "validation", ahead)
+        test = self.store.rows(cut, "test", ahead)
+        originals = self.pictures[slice(*images.bounds("test"))]
+
+        def proven(reconstruct: Reconstruct, validation: float) -> bool:
+            self._stop_if_cancelled()
+            hint = validation
+            if self.scale == "corrected":
+                hint = float(corrected(validation, self.floor.mean()))
+            if self.exhaustive or hint < self.threshold:
+                return False
+            found = self._score(job, ssim_of(reconstruct, test, originals))
+            return found.low >= self.threshold
+
+        def progress(share: float) -> None:
+            self._stop_if_cancelled()
+            if self.on_progress is not None:
+                self.on_progress(what, share)
+
+        context.proven, context.progress = proven, progress
+        progress(0.0)
+        attacker.fit(
+            train,
+            pictures,
+            validation=(held_out, self.pictures[slice(*images.bounds("validation"))]),
+            context=context,
+        )
+        return ssim_of(attacker.reconstruct, test, originals)
+
+    def _stop_if_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise KeyboardInterrupt
+
+    def _likely_next(self, index: int) -> list[Cut]:
+        """Cuts whose features the same pass should make: those not yet proven to leak."""
+        with self._lock:
+            verdicts = judge(
+                self.names, self.plan.panel, self.outcome.evidence, self.threshold
+            )
+        order = [*reversed(range(index + 1)), *range(index + 1, len(self.cuts))]
+        return [
+            self.cuts[i]
+            for i in order
+            if self.exhaustive or verdicts[i].suffix_low < self.threshold
+        ]
+
+    def _score(self, job: Job, per_image: np.ndarray) -> Score:
+        seed = derive_seed(self.seed, "bootstrap")
+        return score(per_image, self.floor, scale=self.scale, seed=seed)
+
+    def _record(self, job: Job, attack: Attack, complete: bool) -> None:
+        result = None
+        if attack.score is not None:
+            result = Score(
+                attack.ssim_raw or 0.0, attack.ssim_p95 or 0.0, attack.ssim_max or 0.0,
+                attack.score, attack.low or 0.0, attack.high or 0.0, self.scale,
+            )  # fmt: skip
+        with self._lock:
+            self.outcome.evidence[job] = Evidence(result, complete)
+            self.outcome.attacks[job] = attack
+
+    def _count(self, cut: Cut, attack: Attack, context: Context) -> None:
+        with self._lock:
+            self.outcome.run += 1
+            self.outcome.image_steps += context.image_steps
+            self.outcome.seconds += attack.seconds
+        if self.on_done is not None:
+            self.on_done(cut, attack, attack.low is not None and attack.low >= self.threshold)
+
+
+def _note(attacker: Attacker) -> str:
+    if getattr(attacker, "still_rising", False):
+        return "validation SSIM was still rising when the budget ended"
+    return ""
+
+
+def _attack_from(trial: FrozenTrial, attacker: Attacker, result: Score) -> Attack:
+    attrs: dict[str, Any] = trial.user_attrs
+    return Attack(
+        attacker=attacker.name,
+        settings=repr(attacker),
+        outcome="full budget" if attrs["complete"] else "stopped at proof",
+        ssim_raw=result.raw,
+        ssim_p95=result.p95,
+        ssim_max=result.largest,
+        score=result.value,
+        low=result.low,
+        high=result.high,
+        image_steps=attrs["image_steps"],
+        seconds=attrs["seconds"],
+        note=attrs["note"],
+    )

@@ -1,0 +1,176 @@
+"""A split config as a table that a person can read and believe."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..config import CutRow, SplitConfig
+from ..graph import Cut, LayerGraph
+
+_STYLE = {"safe": "green", "leaks": "red", "undecided": "yellow", "failed": "red bold"}
+_WORD = {
+    "safe": "safe", "leaks": "leaks", "undecided": "not proven safe", "failed": "attack failed",
+    "not attacked": "not attacked",
+}  # fmt: skip
+
+
+def human_bytes(count: float) -> str:
+    """Bytes with a unit.
+
+    >>> human_bytes(401408)
+    '392 KiB'
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def render(config: SplitConfig) -> RenderableType:
+    """The whole answer: verdict, table, what was measured, warnings."""
+    return Group(_verdict(config), Text(), _cuts(config), Text(), _notes(config))
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _interval(row: CutRow) -> str:
+    if row.low is None or row.high is None:
+        return "-"
+    return f"{row.low:.2f}-{row.high:.2f}"
+
+
+def _verdict(config: SplitConfig) -> Text:
+    p = config.privacy
+    scale = "above-floor SSIM" if p.scale == "corrected" else "raw SSIM"
+    if config.cut is None or config.latency_ms is None:
+        text = Text("No safe cut", style="bold red")
+        closest = min(
+            (r for r in config.cuts if r.suffix_score is not None),
+            key=lambda r: r.suffix_score or 0.0,
+            default=None,
+        )
+        text.append(f" of {config.model.spec} at {scale} {p.threshold:g}", style="not bold")
+        if closest is not None:
+            text.append(
+                f": the closest, {closest.name}, reaches {closest.suffix_score:.2f} here or later",
+                style="not bold",
+            )
+        return text
+    lat = config.latency_ms
+    text = Text("Cut after ", style="bold")
+    text.append(config.cut.name, style="bold green")
+    score = f"{p.score:.2f} (at most {p.high:.2f})" if p.score is not None else "-"
+    text.append(
+        f" of {config.model.spec}: {scale} {score} < {p.threshold:g}, "
+        f"{lat.total.ms:.1f} ms against {lat.full_enclave.ms:.1f} ms all in the enclave"
+        f" [{lat.total.basis}]",
+        style="not bold",
+    )
+    if p.evidence == "screening":
+        text.append("  SCREENING ONLY", style="bold yellow")
+    if config.model.random_weights:
+        text.append("  RANDOM WEIGHTS", style="bold red")
+    return text
+
+
+def _cuts(config: SplitConfig) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    table.add_column("cut (last in enclave)", no_wrap=True)
+    for name in ("enclave", "hand-off", "GPU/CPU", "total ms", "payload", "SSIM", "score"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("95 %", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for row in config.cuts:
+        chosen = config.cut is not None and row.name == config.cut.name
+        lat = row.latency_ms
+        verdict = _WORD[row.status]
+        if row.status == "leaks" and "later" in row.reason:
+            verdict = "leaks (a later cut does)"
+        table.add_row(
+            ("> " if chosen else "  ") + row.name,
+            f"{lat.enclave.ms:.2f}",
+            f"{lat.handoff.ms:.2f}",
+            f"{lat.accelerator.ms:.2f}",
+            f"{lat.total.ms:.2f}",
+            human_bytes(row.payload_bytes),
+            _score(row.ssim_raw),
+            _score(row.score),
+            _interval(row),
+            Text(verdict, style=_STYLE.get(row.status, "dim")),
+            style="bold" if chosen else "",
+        )
+    return table
+
+
+def _notes(config: SplitConfig) -> Text:
+    p = config.privacy
+    first = config.cuts[0].latency_ms
+    lines = [
+        f"SSIM: mean over {p.images['test']} unseen images at {p.resolution}x{p.resolution}, best "
+        f"of {', '.join(a.name for a in p.attackers)}; floor (never seeing the features) "
+        f"{p.floor:.2f}; "
+        + (
+            "score = (SSIM - floor) / (1 - floor)"
+            if p.scale == "corrected"
+            else "score = raw SSIM"
+        ),
+        f"Data: {p.data}. Weights: {config.model.weights}. Evidence: {p.evidence}.",
+        f"Times: enclave {first.enclave.basis} on {first.enclave.backend}; hand-off "
+        f"{first.handoff.basis} over {first.handoff.backend}; accelerator "
+        f"{first.accelerator.basis} on {first.accelerator.backend}.",
+    ]
+    lat = config.latency_ms
+    if lat is not None:
+        lines[-1] += f" {lat.threads} thread(s), batch {lat.batch}."
+        if lat.verified is not None:
+            v = lat.verified
+            lines.append(
+                f"Run for real: {v.measured_ms:.2f} ms against {v.predicted_ms:.2f} ms predicted "
+                f"({v.error:+.1%}); natively measured parts."
+            )
+    s = config.search
+    lines.append(
+        f"Search: {s.trials_run} attacks run, {s.trials_reused} reused, "
+        f"{s.attack_seconds:.0f} s, {s.image_steps} training image-steps."
+    )
+    text = Text("\n".join(lines) + "\n")
+    for warning in config.warnings:
+        text.append("! ", style="bold yellow")
+        text.append(warning + "\n")
+    return text
+
+
+def render_graph(graph: LayerGraph, cuts: list[Cut]) -> Table:
+    """The cuts of a model and their figures, without attacks."""
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    table.add_column("cut (last in enclave)", no_wrap=True)
+    columns = ("tensors", "payload", "head GFLOP", "share", "head params", "head peak", "layers")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("same as")
+    total = max(1, graph.flops)
+    for cut in cuts:
+        table.add_row(
+            cut.name,
+            str(len(cut.boundary)),
+            human_bytes(cut.payload_bytes),
+            f"{cut.head_flops / 1e9:.3f}",
+            f"{cut.head_flops / total:.0%}",
+            human_bytes(cut.head_param_bytes),
+            human_bytes(cut.head_peak_activation_bytes),
+            f"{cut.head_layers}+{cut.tail_layers}",
+            ", ".join(cut.aliases),
+        )
+    return table
+
+
+def show(console: Console, what: RenderableType) -> None:
+    """Print without cutting columns off when the output is no terminal."""
+    if not console.is_terminal:
+        console.width = 160
+    console.print(what, soft_wrap=False)

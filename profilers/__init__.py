@@ -1,0 +1,1 @@
+"""What a cut costs: enclave, hand-off and accelerator time, each with how it was come by."""

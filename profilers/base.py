@@ -1,0 +1,80 @@
+"""What a profile is: figures that say how they were come by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Basis = Literal["measured", "modelled"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A time with its origin.
+
+    Attributes:
+        ms: Median over repetitions, in milliseconds.
+        noise_ms: Standard error of that median, from the spread of the repetitions.
+        basis: ``"measured"`` or ``"modelled"``.
+        backend: Where it was measured, or what was modelled from what.
+    """
+
+    ms: float
+    noise_ms: float
+    basis: Basis
+    backend: str
+
+    def plus(self, ms: float, *, basis: Basis | None = None, backend: str | None = None) -> Figure:
+        """The same figure with `ms` more."""
+        return replace(
+            self,
+            ms=self.ms + ms,
+            basis=basis or self.basis,
+            backend=backend or self.backend,
+        )
+
+
+@dataclass(frozen=True)
+class CutLatency:
+    """Predicted latency of one cut, for one batch: the three parts and their sum."""
+
+    enclave: Figure
+    handoff: Figure
+    accelerator: Figure
+    total: Figure
+
+
+def total_of(*parts: Figure) -> Figure:
+    """The sum of independent parts; modelled if any part is."""
+    return Figure(
+        ms=sum(p.ms for p in parts),
+        noise_ms=sum(p.noise_ms**2 for p in parts) ** 0.5,
+        basis="modelled" if any(p.basis == "modelled" for p in parts) else "measured",
+        backend=" + ".join(dict.fromkeys(p.backend for p in parts)),
+    )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The chosen cut run for real: head, hand-off and tail, against the prediction."""
+
+    predicted_ms: float
+    measured_ms: float
+
+    @property
+    def error(self) -> float:
+        """(measured - predicted) / measured."""
+        return (self.measured_ms - self.predicted_ms) / self.measured_ms
+
+
+@dataclass
+class Profile:
+    """Latency of every cut, in the order of the cuts, and of the whole model in the enclave."""
+
+    cuts: list[CutLatency]
+    full_enclave: Figure
+    full_accelerator: Figure
+    threads: int
+    batch: int
+    repetitions: int
+    warnings: list[str] = field(default_factory=list)
