@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def cache_dir(*parts: str) -> Path:
-    """partopt's cache folder: ``$PARTOPT_CACHE``, else ``$XDG_CACHE_HOME/partopt`` or ``~/.cache``."""
+    """The cache folder: ``$PARTOPT_CACHE``, else ``$XDG_CACHE_HOME/partopt``, else in ~/.cache."""
     root = os.environ.get("PARTOPT_CACHE")
     if root:
         base = Path(root)

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -34,6 +33,7 @@ app = typer.Typer(
     help="Find where to part a neural network between an enclave and an untrusted accelerator.",
 )
 out, err = Console(), Console(stderr=True)
+INTERRUPTED = 130  # as shells number it: 128 + SIGINT
 
 Model = Annotated[
     str,
@@ -41,7 +41,9 @@ Model = Annotated[
         help="efficientnet_b0 (torchvision), timm:NAME, package.module:factory or FILE.pt2"
     ),
 ]
-Weights = Annotated[str, typer.Option(help="DEFAULT, none (random) or a file: state dict, safetensors")]
+Weights = Annotated[
+    str, typer.Option(help="DEFAULT, none (random) or a file: state dict, safetensors")
+]
 Three = Annotated[str | None, typer.Option(help="One number or three, separated by commas")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout")]
@@ -88,7 +90,9 @@ class _Shown:
         """Leave a line per attack above the bar."""
         if err.is_terminal:
             word = "failed" if score is None else f"{score:.2f}" + (" leaks" if leaks else "")
-            self.bar.console.print(f"  {cut:<32} {attacker:<8} {word}", style="dim", highlight=False)
+            self.bar.console.print(
+                f"  {cut:<32} {attacker:<8} {word}", style="dim", highlight=False
+            )
 
 
 def _numbers(name: str, text: str | None) -> list[float] | None:
@@ -99,7 +103,9 @@ def _numbers(name: str, text: str | None) -> list[float] | None:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"`{name}` got {text!r}; use one number or three, like 0.5,0.5,0.5") from None
+        raise UsageError(
+            f"`{name}` got {text!r}; use one number or three, like 0.5,0.5,0.5"
+        ) from None
 
 
 def _kind_of_cuts(text: str) -> str | list[str]:
@@ -148,7 +154,8 @@ def find(
     batch: Annotated[int, typer.Option(help="Images a run in the profile")] = 1,
     repetitions: Annotated[int, typer.Option(help="Timed runs; medians are reported")] = 20,
     storage: Annotated[
-        str | None, typer.Option(help="A .journal file or a database URL; default: the cache folder")
+        str | None,
+        typer.Option(help="A .journal file or a database URL; default: the cache folder"),
     ] = None,
     workers: Annotated[int, typer.Option(help="Attacks at a time")] = 1,
     seed: Seed = 0,
@@ -160,7 +167,9 @@ def find(
     ] = False,
     mean: Three = None,
     std: Three = None,
-    input_size: Annotated[int | None, typer.Option(help="Side of the model's input, pixels")] = None,
+    input_size: Annotated[
+        int | None, typer.Option(help="Side of the model's input, pixels")
+    ] = None,
     feature_cache: Annotated[float, typer.Option(help="Disk for feature maps, GiB")] = 8.0,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Split config to write; default: MODEL.split.json")
@@ -229,7 +238,9 @@ def cuts(
     ] = "clean",
     max_cuts: Annotated[int | None, typer.Option(help="Most cuts; default: all of them")] = None,
     depth: Annotated[int | None, typer.Option(help="Module depth of a stage")] = None,
-    input_size: Annotated[int | None, typer.Option(help="Side of the model's input, pixels")] = None,
+    input_size: Annotated[
+        int | None, typer.Option(help="Side of the model's input, pixels")
+    ] = None,
     trust_model: Annotated[
         bool, typer.Option("--trust-model", help="Allow a .pt2 file, whose loader may run code")
     ] = False,
@@ -303,29 +314,36 @@ def run(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code: Any = app(arguments, standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.exceptions.NoArgsIsHelpError as shown:
-        err.print(shown.format_message(), highlight=False, markup=False)
-        return 2
-    except click.ClickException as error:
-        _say(error.format_message())
-        return 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        _say("interrupted; the same command goes on from the attacks that were finished")
-        return 130
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except Exception as error:
-        if "--debug" in arguments:
-            raise
-        from .errors import PartoptError
+        return _failed(error, debug="--debug" in arguments)
+    if code == INTERRUPTED:
+        _say("interrupted; the same command goes on from the attacks that were finished")
+    return code if isinstance(code, int) else 0
 
-        if isinstance(error, PartoptError):
-            _say(str(error))
-            return error.exit_code
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        _say(f"{type(error).__name__}: {first} (this is a bug; --debug shows where)")
-        return 1
+
+def _failed(error: Exception, debug: bool) -> int:
+    """Say what went wrong; return the exit code."""
+    from .errors import PartoptError
+
+    if hasattr(error, "format_message"):  # usage errors of typer (or of the click it wraps)
+        text = str(error.format_message())
+        if type(error).__name__ == "NoArgsIsHelpError":
+            err.print(text, highlight=False, markup=False)
+        else:
+            _say(text)
+        return 2
+    if debug:
+        raise error
+    if isinstance(error, PartoptError):
+        _say(str(error))
+        return error.exit_code
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    _say(f"{type(error).__name__}: {first} (this is a bug; --debug shows where)")
+    return 1
 
 
 def _say(message: str) -> None:

@@ -78,10 +78,14 @@ class Latency(_Strict):
 
 
 class Verified(_Strict):
-    """The chosen cut run for real; ``error`` is (measured - predicted) / measured."""
+    """The chosen cut run for real; ``error`` is (measured - predicted) / measured.
+
+    The prediction is made anew, interleaved with the real runs; ``profiled_ms`` is the profile's.
+    """
 
     predicted_ms: float
     measured_ms: float
+    profiled_ms: float
     error: float
 
 

@@ -31,9 +31,7 @@ def lossless_root(nodes: Sequence[Node], index: int) -> int:
     return index
 
 
-def every_cut(
-    nodes: Sequence[Node], portable: Callable[[int, tuple[int, ...]], bool]
-) -> list[Cut]:
+def every_cut(nodes: Sequence[Node], portable: Callable[[int, tuple[int, ...]], bool]) -> list[Cut]:
     """List all cuts in execution order, those that expose the same information merged.
 
     Args:

@@ -1,4 +1,4 @@
-"""Images for attacks: from a folder or generated, split into train, validation and test by a seed."""
+"""Images for attacks, from a folder or generated, split into train, validation and test."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Natural-looking images without a download: the dead leaves model.
 
-Opaque discs of random size, colour and texture fall on the plane and occlude one another. With radii
-drawn from a power law of exponent 3 the pictures share the scale invariance, the edges and the
-1/f spectrum of photographs (Lee, Mumford and Huang, "Occlusion models for natural images", IJCV
+Opaque discs of random size, colour and texture fall on the plane and occlude one another. With
+radii drawn from a power law of exponent 3 the pictures share the scale invariance, the edges and
+the 1/f spectrum of photographs (Lee, Mumford and Huang, "Occlusion models for natural images", IJCV
 2001; Baradad et al., "Learning to see by looking at noise", NeurIPS 2021). Leaves here carry a
 colour, a linear shade and band-limited noise; a share of images has a smooth background without
 leaves (a sky), which photographs have and pure dead leaves lack.
@@ -58,7 +58,8 @@ def _one(size: int, rng: np.random.Generator, smallest: float, largest: float) -
         leaf = colour.astype(np.float32)[:, None, None] + shade + grain
         patch = canvas[:, y0:y1, x0:x1]
         np.copyto(patch, leaf, where=inside)
-    return np.asarray(np.clip(canvas * 255, 0, 255).astype(np.uint8))
+    levels: np.ndarray = np.clip(canvas * 255, 0, 255).astype(np.uint8)
+    return levels
 
 
 def _shaded(size: int, colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -72,5 +73,6 @@ def _texture(size: int, rng: np.random.Generator) -> np.ndarray:
     f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     f[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.standard_normal((size, size))) / f
-    noise = np.fft.irfft2(spectrum, s=(size, size)).astype(np.float32)
-    return np.asarray((noise - noise.mean()) / noise.std())
+    noise: np.ndarray = np.fft.irfft2(spectrum, s=(size, size)).astype(np.float32)
+    noise = (noise - noise.mean()) / noise.std()
+    return noise

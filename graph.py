@@ -68,7 +68,8 @@ class LayerGraph:
     def fx_node(self, index: int) -> fx.Node:
         """The ``torch.fx`` node behind the node at `index`."""
         wanted = self.nodes[index].fx_name
-        return next(n for n in self.module.graph.nodes if n.name == wanted)
+        found: fx.Node = next(n for n in self.module.graph.nodes if n.name == wanted)
+        return found
 
     def cuts(
         self,
@@ -92,9 +93,7 @@ class LayerGraph:
         """
         every = self._every_cut()
         clean = _cuts.clean_cuts(every)
-        stages = _cuts.stage_cuts(
-            self.nodes, clean, depth or _cuts.stage_depth(self.nodes, clean)
-        )
+        stages = _cuts.stage_cuts(self.nodes, clean, depth or _cuts.stage_depth(self.nodes, clean))
         if isinstance(kind, str) and kind not in _cuts.KINDS:
             kinds = ", ".join(repr(k) for k in _cuts.KINDS)
             raise UsageError(f"`cuts` got {kind!r}; use {kinds} or a list of node names")

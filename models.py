@@ -132,7 +132,8 @@ def load_model(
         std=_three("std", std) or loaded.preprocessing.std,
         source="given" if mean or std or input_size else loaded.preprocessing.source,
     )
-    loaded.module.eval()
+    if loaded.program is None:
+        loaded.module.eval()
     for parameter in loaded.module.parameters():
         parameter.requires_grad_(False)
     return loaded
@@ -160,16 +161,14 @@ def _default_preprocessing(size: int = 224) -> Preprocessing:
     return Preprocessing(size, round(size * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
 
 
-def _load_torchvision(
-    spec: str, name: str, weights: str, strict: bool, seed: int
-) -> LoadedModel:
+def _load_torchvision(spec: str, name: str, weights: str, strict: bool, seed: int) -> LoadedModel:
     known = tv.list_models(module=tv)
     if name not in known:
         raise UsageError(
             f"`model` got {spec!r}, which torchvision does not have{nearest(name, known)}; "
             "use one of its classification models, timm:NAME, package.module:factory or a .pt2 file"
         )
-    default = tv.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    default = tv.get_model_weights(name).DEFAULT
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         extra = {"aux_logits": True} if name == "googlenet" and weights == "DEFAULT" else {}
@@ -218,9 +217,7 @@ def _load_timm(spec: str, name: str, weights: str, strict: bool, seed: int) -> L
         interpolation=config["interpolation"],
         source="timm pretrained configuration",
     )
-    return LoadedModel(
-        spec, module, preprocessing, label, hash_state(module.state_dict()), notes
-    )
+    return LoadedModel(spec, module, preprocessing, label, hash_state(module.state_dict()), notes)
 
 
 def _load_factory(spec: str, name: str, weights: str, strict: bool, seed: int) -> LoadedModel:
@@ -250,9 +247,7 @@ def _load_factory(spec: str, name: str, weights: str, strict: bool, seed: int) -
         return f"as the factory {spec} made them"
 
     label, notes = _apply_weights(module, weights, strict, seed, keep)
-    return LoadedModel(
-        spec, module, preprocessing, label, hash_state(module.state_dict()), notes
-    )
+    return LoadedModel(spec, module, preprocessing, label, hash_state(module.state_dict()), notes)
 
 
 @contextlib.contextmanager
@@ -369,7 +364,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(v, torch.Tensor) for v in state.values()
+    ):
         raise WeightsError(f"`weights` got {str(path)!r}, which is no state dict; save one")
     return {str(k).removeprefix("module."): v for k, v in state.items()}
 

@@ -6,11 +6,13 @@ and has every size that does not depend on the batch written in as a number.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
 import operator
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,9 +45,7 @@ class _Tracer(NodePathTracer):
 
     failed_module: str | None = None
 
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace one module; on failure note its path before re-raising."""
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -86,10 +86,22 @@ def exported(
     error: Exception
     for dynamic in (True, False):
         try:
-            return from_program(_export(model, example, dynamic))
+            with _quiet():
+                return from_program(_export(model, example, dynamic))
         except Exception as caught:
             error = caught
     raise TraceError(_where(error, None)) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export logs whole graphs when it fails; the error we raise says what stopped it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _export(
@@ -106,9 +118,20 @@ def _export(
 def from_program(
     program: torch.export.ExportedProgram,
 ) -> tuple[fx.GraphModule, dict[str, str]]:
-    """Turn an exported program into a plain graph module with qualified names."""
+    """Turn an exported program into a plain graph module with qualified names.
+
+    Raises:
+        TraceError: The program was exported in training mode.
+    """
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    for node in module.graph.nodes:
+        op = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+        if (op == "dropout" and node.args[2]) or (op == "batch_norm" and node.args[5]):
+            raise TraceError(
+                f"`model` was exported in training mode ({node.name}); "
+                "call model.eval() before torch.export.export"
+            )
     _unwrap_pytree(module)
     return module, _export_names(module)
 
@@ -125,9 +148,7 @@ def _unwrap_pytree(module: fx.GraphModule) -> None:
             output.args = (results[0],)
         else:
             with module.graph.inserting_before(output):
-                packed = module.graph.call_function(
-                    pytree.tree_unflatten, (results, info.out_spec)
-                )
+                packed = module.graph.call_function(pytree.tree_unflatten, (results, info.out_spec))
             output.args = (packed,)
     module.recompile()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -59,7 +60,7 @@ class Decoder(Attacker):
     linear: Linear = field(default_factory=Linear)
     history: list[float] = field(default_factory=list, init=False)
     _net: nn.Module | None = field(default=None, init=False)
-    _order: torch.Tensor | None = field(default=None, init=False)
+    _order: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)
     _device: str = field(default="cpu", init=False)
 
     def fit(
@@ -82,7 +83,7 @@ class Decoder(Attacker):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(context.seed, "init"))
             net = _Net(rows.shape[1], rows.shape[2:], resolution, self)
-        net = net.to(self._device, memory_format=torch.channels_last)
+        net = net.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._net = net
         bases = _bases(self.linear, rows)
         self._train(net, rows, targets, bases, held_out, pictures, context)
@@ -146,7 +147,7 @@ class Decoder(Attacker):
 
     def reconstruct(self, features: np.ndarray) -> torch.Tensor:
         """Rebuild images; the linear picture plus the learned correction."""
-        assert self._net is not None and self._order is not None, "fit first"
+        assert self._net is not None, "fit first"
         self._net.eval()
         with torch.no_grad():
             base = self.linear.predict(features).half().float().to(self._device)
@@ -162,7 +163,8 @@ class _Block(nn.Module):
         nn.init.zeros_(self.b.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.b(F.gelu(self.a(F.gelu(x))))
+        change: torch.Tensor = self.b(F.gelu(self.a(F.gelu(x))))
+        return x + change
 
 
 class _Net(nn.Module):
@@ -216,10 +218,11 @@ class _Net(nn.Module):
             x = F.interpolate(x, picture.shape[2:], mode="bilinear", align_corners=False)
         x = self.refine(self.join(torch.cat([x, picture - 0.5], 1)))
         change = F.pixel_shuffle(self.last(F.gelu(x)), self.shuffle)
-        return base + change[..., : base.shape[2], : base.shape[3]]
+        rebuilt: torch.Tensor = base + change[..., : base.shape[2], : base.shape[3]]
+        return rebuilt
 
 
-def _warm_cosine(steps: int, warm: float = 0.1) -> object:
+def _warm_cosine(steps: int, warm: float = 0.1) -> Callable[[int], float]:
     rise = max(1, int(steps * warm))
 
     def factor(step: int) -> float:

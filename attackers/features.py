@@ -225,9 +225,7 @@ class FeatureStore:
         parts: Sequence[str],
         stats: dict[int, tuple[np.ndarray, np.ndarray]],
     ) -> None:
-        scaling = [
-            tuple(torch.from_numpy(a).to(self.device) for a in stats[c.node]) for c in cuts
-        ]
+        scaling = [tuple(torch.from_numpy(a).to(self.device) for a in stats[c.node]) for c in cuts]
         for part in parts:
             images = self._images_of(part)
             shapes: list[tuple[int, ...]] = []

@@ -116,11 +116,7 @@ class Linear(Attacker):
         ys, xs = torch.from_numpy(drawn // w), torch.from_numpy(drawn % w)
         which = torch.arange(n)[:, None]
         terms = torch.stack(
-            [
-                padded[which, :, ys + dy, xs + dx]
-                for dy in range(self._k)
-                for dx in range(self._k)
-            ],
+            [padded[which, :, ys + dy, xs + dx] for dy in range(self._k) for dx in range(self._k)],
             -1,
         )
         patches = pictures.view(n, 3, h, ph, w, pw).permute(0, 2, 4, 1, 3, 5)
@@ -154,7 +150,7 @@ class Linear(Attacker):
 
     def predict(self, features: np.ndarray) -> torch.Tensor:
         """The reconstruction before clamping, (N, 3, R, R)."""
-        assert self._weight is not None and self._bias is not None, "fit first"
+        assert self._weight is not None, "fit first"
         maps = self._maps(features)
         n, channels, h, w = maps.shape
         ph, pw = self._patch

@@ -1,4 +1,4 @@
-"""Rows of feature maps or images that may lie on disk and are copied into memory a batch at a time."""
+"""Rows of maps or images that may lie on disk and are copied into memory a batch at a time."""
 
 from __future__ import annotations
 

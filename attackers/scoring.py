@@ -22,9 +22,7 @@ PROTOCOL = (
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """SSIM (Wang et al., 2004) per image of two batches (N, 3, R, R) in [0, 1]; shape (N,)."""
-    value = _ssim(
-        a, b, data_range=DATA_RANGE, size_average=False, win_size=WINDOW, win_sigma=SIGMA
-    )
+    value = _ssim(a, b, data_range=DATA_RANGE, size_average=False, win_size=WINDOW, win_sigma=SIGMA)
     assert isinstance(value, torch.Tensor)
     return value
 

@@ -12,7 +12,6 @@ import sys
 import time
 
 import torch
-
 from partopt._torchvision import models as tv
 from partopt.errors import PartoptError
 from partopt.graph import trace

@@ -25,7 +25,7 @@ class Presence:
 
 
 def look() -> Presence:
-    """Look at devices, CPU flags and programs; nothing is started but ``gramine-direct --version``."""
+    """Look at devices, CPU flags and programs; only ``gramine-direct --version`` is run."""
     direct = shutil.which("gramine-direct")
     return Presence(
         sgx_device=next((d for d in _DEVICES if os.path.exists(d)), None),

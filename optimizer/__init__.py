@@ -1,0 +1,1 @@
+"""Budgets, the rule, the search and the choice: from evidence to a cut."""

@@ -206,7 +206,7 @@ def find(
         watcher.stage(f"running the split at {listed[pick_index].name} for real")
         verified = verify(
             graph, listed[pick_index], measured.cuts[pick_index],
-            accelerator=accelerator, threads=threads, batch=batch, seed=seed,
+            enclave=enclave, accelerator=accelerator, threads=threads, batch=batch, seed=seed,
         )  # fmt: skip
     config = _config(
         model, graph, listed, timing, images, floor, side, chosen_budget, panel, outcome,
@@ -285,9 +285,7 @@ def _config(
         [outcome.attacks[i, a] for a in panel if (i, a) in outcome.attacks]
         for i in range(len(cuts))
     ]
-    rows = [
-        _row(*both) for both in zip(cuts, verdicts, attacks, timing.cuts, strict=True)
-    ]
+    rows = [_row(*both) for both in zip(cuts, verdicts, attacks, timing.cuts, strict=True)]
     privacy = c.Privacy(
         threshold=threshold,
         scale="raw" if scale == "raw" else "corrected",
@@ -333,6 +331,7 @@ def _config(
             else c.Verified(
                 predicted_ms=verified.predicted_ms,
                 measured_ms=verified.measured_ms,
+                profiled_ms=verified.profiled_ms,
                 error=verified.error,
             ),
         )
@@ -383,10 +382,7 @@ def _model_info(model: LoadedModel, graph: LayerGraph) -> c.ModelInfo:
 def graph_hash(graph: LayerGraph) -> str:
     """SHA-256 of the graph's nodes, operations and shapes; weights are not part of it."""
     return hash_json(
-        [
-            [n.name, n.op, n.inputs, n.spec.shape if n.spec else None]
-            for n in graph.nodes
-        ]
+        [[n.name, n.op, n.inputs, n.spec.shape if n.spec else None] for n in graph.nodes]
     )
 
 
@@ -433,5 +429,3 @@ def versions() -> dict[str, str]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name(0)
     return found
-
-

@@ -1,4 +1,4 @@
-"""The floor: SSIM per test image of the attacker that never sees the features, kept between runs."""
+"""The floor: SSIM per test image of the attacker that never sees the features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to attack next: cheap attackers everywhere, then expensive ones from the last cut backwards."""
+"""What to attack next: cheap attackers everywhere, then the others from the last cut backwards."""
 
 from __future__ import annotations
 

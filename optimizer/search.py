@@ -251,6 +251,7 @@ class Search:
             study.tell(trial, state=TrialState.FAIL)
             raise
         seconds = time.monotonic() - start
+        per_image = per_image.round(6)  # what is stored is what is judged
         result = self._score(job, per_image)
         complete = not context.stopped_early
         attributes = {
@@ -260,7 +261,7 @@ class Search:
             "score": result.value,
             "score_high": result.high,
             "ssim_raw": result.raw,
-            "ssim_per_image": [round(float(v), 6) for v in per_image],
+            "ssim_per_image": per_image.tolist(),
             "complete": complete,
             "settings": repr(attacker),
             "image_steps": context.image_steps,
@@ -273,9 +274,9 @@ class Search:
         attack = _attack_from(stored, self.panel[job[1]], result)
         self._record(job, attack, complete)
         with self._lock:
-            verdict = judge(
-                self.names, self.plan.panel, self.outcome.evidence, self.threshold
-            )[job[0]]
+            verdict = judge(self.names, self.plan.panel, self.outcome.evidence, self.threshold)[
+                job[0]
+            ]
         margin = verdict.suffix_high - self.threshold
         trial.set_constraint(PRIVACY, margin if verdict.safe else 1.0)
         study.tell(trial, self.latencies[job[0]].total.ms)
@@ -328,9 +329,7 @@ class Search:
     def _likely_next(self, index: int) -> list[Cut]:
         """Cuts whose features the same pass should make: those not yet proven to leak."""
         with self._lock:
-            verdicts = judge(
-                self.names, self.plan.panel, self.outcome.evidence, self.threshold
-            )
+            verdicts = judge(self.names, self.plan.panel, self.outcome.evidence, self.threshold)
         order = [*reversed(range(index + 1)), *range(index + 1, len(self.cuts))]
         return [
             self.cuts[i]

@@ -115,9 +115,7 @@ def _notes(config: SplitConfig) -> Text:
         f"of {', '.join(a.name for a in p.attackers)}; floor (never seeing the features) "
         f"{p.floor:.2f}; "
         + (
-            "score = (SSIM - floor) / (1 - floor)"
-            if p.scale == "corrected"
-            else "score = raw SSIM"
+            "score = (SSIM - floor) / (1 - floor)" if p.scale == "corrected" else "score = raw SSIM"
         ),
         f"Data: {p.data}. Weights: {config.model.weights}. Evidence: {p.evidence}.",
         f"Times: enclave {first.enclave.basis} on {first.enclave.backend}; hand-off "

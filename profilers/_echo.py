@@ -1,8 +1,8 @@
 """The other process of the hand-off measurement: copies each payload out and answers.
 
-Run by path with the standard library alone, so that it starts in milliseconds. The first 64 bytes of
-the shared file are three words: counter and length, written by the
-parent at 0 and 8, and the counter last answered, written by this process at 16.
+Run by path with the standard library alone, so that it starts in milliseconds. The first 64 bytes
+of the shared file hold three words: counter and length, written by the parent at 0 and 8, and the
+counter last answered, written by this process at 16.
 """
 
 import mmap

@@ -56,10 +56,16 @@ def total_of(*parts: Figure) -> Figure:
 
 @dataclass(frozen=True)
 class Verification:
-    """The chosen cut run for real: head, hand-off and tail, against the prediction."""
+    """The chosen cut run for real: head, hand-off and tail, against the prediction.
+
+    ``predicted_ms`` is made from instrumented passes and hand-offs interleaved with the real runs,
+    so that the error is the method's; ``profiled_ms`` is what the profile had said, and differs
+    where the machine's speed has drifted since.
+    """
 
     predicted_ms: float
     measured_ms: float
+    profiled_ms: float
 
     @property
     def error(self) -> float:

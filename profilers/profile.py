@@ -72,8 +72,7 @@ def profile(
         raise UsageError(
             f"`batch` got {batch}, but this model runs at batch {graph.fixed_batch} only"
         )
-    generator = torch.Generator().manual_seed(seed)
-    example = torch.rand(batch, *graph.inputs[0].shape[1:], generator=generator)
+    example = _example(graph, batch, seed)
     payloads = sorted({_payload(c, graph, batch) for c in cuts})
     times: dict[int, list[float]] = {size: [] for size in payloads}
     with one_setting(threads), _handoff.handoff(max(payloads, default=1)) as channel:
@@ -122,9 +121,7 @@ def _warnings(enclave: str, accelerator: str) -> list[str]:
     return warnings
 
 
-def modelled(
-    measured: Profile, graph: LayerGraph, cuts: Sequence[Cut], model: SgxModel
-) -> Profile:
+def modelled(measured: Profile, graph: LayerGraph, cuts: Sequence[Cut], model: SgxModel) -> Profile:
     """The same profile with enclave times scaled by `model` and labelled so."""
 
     def scale(figure: Figure, parameters: int, activations: int) -> Figure:
@@ -140,9 +137,7 @@ def modelled(
     return replace(
         measured,
         cuts=latencies,
-        full_enclave=scale(
-            measured.full_enclave, graph.param_bytes, graph.peak_activation_bytes
-        ),
+        full_enclave=scale(measured.full_enclave, graph.param_bytes, graph.peak_activation_bytes),
         warnings=[*kept, f"enclave times are modelled, not measured: {model.label()}"],
     )
 
@@ -169,8 +164,9 @@ def _figure(seconds: Sequence[float] | np.ndarray, backend: str) -> Figure:
 def verify(
     graph: LayerGraph,
     cut: Cut,
-    predicted: CutLatency,
+    profiled: CutLatency,
     *,
+    enclave: str = "native",
     accelerator: str = "cpu",
     threads: int = 1,
     batch: int = 1,
@@ -179,26 +175,44 @@ def verify(
 ) -> Verification:
     """Run head, hand-off and tail of `cut` for real and hold the sum against the prediction.
 
-    `predicted` must be a measured prediction, not a modelled one.
+    `profiled` must be a measured prediction, not a modelled one.
     """
-    generator = torch.Generator().manual_seed(seed)
-    example = torch.rand(batch, *graph.inputs[0].shape[1:], generator=generator)
+    example = _example(graph, batch, seed)
     head, tail = split(graph, cut)
     device = "cuda" if accelerator == "cuda" else "cpu"
     tail = tail.to(device)
-    samples = []
-    largest = _payload(cut, graph, batch)
-    with one_setting(threads), _handoff.handoff(largest) as channel, torch.inference_mode():
+    size = _payload(cut, graph, batch)
+    real: list[float] = []
+    hands: list[float] = []
+    with one_setting(threads), _handoff.handoff(size) as channel, torch.inference_mode():
+        inside = ENCLAVES[enclave](graph, [cut], example)
+        outside = ACCELERATORS[accelerator](graph, [cut], example)
+        blank = np.ones(size, np.uint8)
         for i in range(repetitions + 3):
+            inside.once(keep=i >= 3)
+            outside.once(keep=i >= 3)
+            hand = channel.once(blank) + _upload(blank, accelerator)
             start = time.perf_counter()
             boundary = head(example)
-            between = 0.0
             for tensor in boundary:
-                flat = tensor.contiguous().view(-1).view(torch.uint8).numpy()
-                between += channel.once(flat)
+                channel.once(tensor.contiguous().view(-1).view(torch.uint8).numpy())
             tail(*(t.to(device) for t in boundary))
             if device == "cuda":
                 torch.cuda.synchronize()
             if i >= 3:
-                samples.append(time.perf_counter() - start)
-    return Verification(predicted.total.ms, float(np.median(samples)) * 1e3)
+                real.append(time.perf_counter() - start)
+                hands.append(hand)
+    at_in, at_out = inside.result(), outside.result()
+    predicted = (
+        np.median(at_in.at[:, 0]) + np.median(hands) + np.median(at_out.end - at_out.at[:, 0])
+    )
+    return Verification(
+        predicted_ms=float(predicted) * 1e3,
+        measured_ms=float(np.median(real)) * 1e3,
+        profiled_ms=profiled.total.ms,
+    )
+
+
+def _example(graph: LayerGraph, batch: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, *graph.inputs[0].shape[1:], generator=generator)

@@ -59,7 +59,9 @@ class SgxModel:
             except ValueError:
                 raise UsageError(f"`sgx-model` got {item!r}; the value must be a number") from None
         if values.get("slowdown", 1.0) < 1 or any(v < 0 for v in values.values()):
-            raise UsageError(f"`sgx-model` got {text!r}; slowdown is at least 1, the rest 0 or more")
+            raise UsageError(
+                f"`sgx-model` got {text!r}; slowdown is at least 1, the rest 0 or more"
+            )
         if "transitions" in values:
             values["transitions"] = int(values["transitions"])
         return cls(**values)  # type: ignore[arg-type]

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from partopt.attackers.features import MIRRORED, FeatureStore
+from partopt.attackers.linear import Linear
+from partopt.attackers.scoring import ssim_of
+from partopt.datasets import ImageSet, Split
+from partopt.errors import AttackError
+from partopt.graph import trace
+from partopt.preprocessing import Preprocessing
+from torch import nn
+
+P = Preprocessing(48, 48, (0.5,) * 3, (0.5,) * 3)
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 12, 5, 3, 2)
+        self.factor = factor
+        self.fc = nn.Linear(12, 2)
+
+    def forward(self, x):
+        x = self.conv(x) * self.factor
+        return self.fc(x.mean((2, 3)))
+
+
+def store_of(model: nn.Module, leaves, folder, **kwargs) -> FeatureStore:
+    graph = trace(model.eval(), torch.zeros(1, 3, 48, 48))
+    images = ImageSet(leaves, Split(100, 30, 30), "test", "digest")
+    return FeatureStore(folder, graph, P, images, f"weights {kwargs.pop('key', 0)}", **kwargs)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e9])
+def test_scale_changes_no_score(factor, leaves, tmp_path):
+    scores = []
+    for i, f in enumerate((1.0, factor)):
+        store = store_of(Scaled(f), leaves, tmp_path, key=i)
+        cut = store.graph.cut("mul")
+        parts = {p: store.rows(cut, p) for p in ("train", "validation", "test")}
+        attacker = Linear(max_cells=10_000)
+        attacker.fit(
+            parts["train"], leaves[:100], validation=(parts["validation"], leaves[100:130])
+        )
+        scores.append(ssim_of(attacker.reconstruct, parts["test"], leaves[130:160]).mean())
+    assert scores[0] > 0.5
+    assert abs(scores[0] - scores[1]) < 0.02
+
+
+def test_one_pass_for_all_cuts(tiny, leaves, tmp_path):
+    store = store_of(tiny, leaves[:, :, :48, :48], tmp_path)
+    cuts = list(store.graph.cuts("all"))
+    store.rows(cuts[-1], "train", cuts)
+    assert store.passes == 1 + 3  # statistics, then train, validation and test
+    for cut in cuts:
+        for part in ("train", "validation", "test"):
+            store.rows(cut, part)
+    assert store.passes == 4
+
+
+def test_rows_are_normalised_and_in_split_order(leaves, tmp_path):
+    model = Scaled(1.0)
+    store = store_of(model, leaves, tmp_path)
+    cut = store.graph.cut("conv")
+    rows = store.rows(cut, "train")
+    got = rows.take(range(64)).astype(np.float64)
+    assert abs(got.mean((0, 2, 3))).max() < 1e-2
+    assert abs(got.std((0, 2, 3)) - 1).max() < 1e-2
+    with torch.no_grad():
+        unit = torch.from_numpy(leaves[130:131]).float() / 255
+        raw = model.conv(P.normalise(unit))
+        white_box = store.head(cut)(unit)
+    test = torch.from_numpy(store.rows(cut, "test").take(range(1))).float()
+    assert torch.allclose(white_box, test, atol=2e-2)
+    assert not torch.allclose(raw, test, atol=2e-2)
+
+
+def test_mirrored_rows_are_features_of_mirrored_images(leaves, tmp_path):
+    model = Scaled(1.0)
+    store = store_of(model, leaves, tmp_path)
+    cut = store.graph.cut("conv")
+    mirrored = torch.from_numpy(store.rows(cut, MIRRORED).take(range(2))).float()
+    unit = torch.from_numpy(leaves[:2, :, :, ::-1].copy()).float() / 255
+    assert torch.allclose(store.head(cut)(unit), mirrored, atol=2e-2)
+    assert len(store.rows(cut, MIRRORED)) == 100
+
+
+def test_byte_budget_is_kept(tiny, leaves, tmp_path):
+    cuts = trace(tiny, torch.zeros(1, 3, 48, 48)).cuts("all")
+    one = max(c.payload_bytes for c in cuts) // 2 * 160
+    store = store_of(tiny, leaves, tmp_path, budget_bytes=int(one * 1.2))
+    for cut in cuts:
+        store.rows(cut, "train", cuts)
+        used = sum(f.stat().st_size for f in tmp_path.rglob("*.f16"))
+        assert used <= one * 1.2
+    assert store.passes > 4
+
+
+def test_features_are_found_again(leaves, tmp_path):
+    first = store_of(Scaled(1.0), leaves, tmp_path)
+    cut = first.graph.cut("conv")
+    want = first.rows(cut, "test").take(range(30))
+    again = store_of(Scaled(1.0), leaves, tmp_path)
+    assert np.array_equal(again.rows(again.graph.cut("conv"), "test").take(range(30)), want)
+    assert again.passes == 0
+    other = store_of(Scaled(1.0), leaves, tmp_path, key="other weights")
+    other.rows(other.graph.cut("conv"), "test")
+    assert other.passes > 0
+
+
+def test_a_head_that_overflows_is_an_error_not_protection(leaves, tmp_path):
+    store = store_of(Scaled(float("inf")), leaves, tmp_path)
+    with pytest.raises(AttackError, match="not finite"):
+        store.rows(store.graph.cut("mul"), "train")

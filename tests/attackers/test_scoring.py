@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from partopt.attackers.fast_ssim import fast_ssim
+from partopt.attackers.scoring import corrected, score, ssim, ssim_of
+from partopt.errors import AttackError
+
+
+def _direct_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """SSIM by the definition: a Gaussian window slid over every position."""
+    g = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    g /= g.sum()
+    w = np.outer(g, g)
+    values = []
+    for c in range(a.shape[0]):
+        for y in range(a.shape[1] - 10):
+            for x in range(a.shape[2] - 10):
+                p, q = a[c, y : y + 11, x : x + 11], b[c, y : y + 11, x : x + 11]
+                mp, mq = (w * p).sum(), (w * q).sum()
+                vp, vq = (w * p * p).sum() - mp**2, (w * q * q).sum() - mq**2
+                cov = (w * p * q).sum() - mp * mq
+                values.append(
+                    (2 * mp * mq + 1e-4) * (2 * cov + 9e-4)
+                    / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4))
+                )  # fmt: skip
+    return float(np.mean(values))
+
+
+def test_ssim_against_the_definition(leaves):
+    a = leaves[:3, :, :24, :24].astype(np.float64) / 255
+    rng = np.random.default_rng(0)
+    b = np.clip(a + rng.normal(0, 0.1, a.shape), 0, 1)
+    want = [_direct_ssim(x, y) for x, y in zip(a, b, strict=True)]
+    ta, tb = torch.from_numpy(a).float(), torch.from_numpy(b).float()
+    assert ssim(ta, tb).numpy() == pytest.approx(want, abs=1e-4)
+    assert fast_ssim(ta, tb).numpy() == pytest.approx(want, abs=1e-4)
+
+
+def test_corrected_scale():
+    assert corrected(0.35, 0.35) == 0
+    assert corrected(1.0, 0.35) == 1
+    assert corrected(0.1, 0.35) == 0
+    assert corrected(0.675, 0.35) == pytest.approx(0.5)
+
+
+def test_interval_covers_the_mean_and_shrinks_with_images():
+    rng = np.random.default_rng(0)
+    floor = rng.uniform(0.2, 0.4, 400)
+    s = np.clip(floor + rng.normal(0.2, 0.1, 400), 0, 1)
+    many, few = score(s, floor), score(s[:40], floor[:40])
+    assert many.low < many.value < many.high
+    assert many.high - many.low < few.high - few.low
+    assert score(s, floor) == many
+    raw = score(s, floor, scale="raw")
+    assert raw.value == pytest.approx(s.mean())
+    assert raw.largest == s.max()
+
+
+def test_interval_coverage():
+    """About 95 of 100 intervals hold the true mean."""
+    rng = np.random.default_rng(1)
+    hits = 0
+    for i in range(200):
+        s = rng.beta(4, 8, 80)
+        got = score(s, np.zeros(80), scale="raw", seed=i, resamples=400)
+        hits += got.low <= 1 / 3 <= got.high
+    assert 180 <= hits <= 199
+
+
+def test_a_floor_of_other_images_is_refused():
+    with pytest.raises(AttackError):
+        score(np.zeros(3), np.zeros(4))
+
+
+def test_what_is_not_finite_is_a_failure(leaves):
+    def broken(features):
+        return torch.full((len(features), 3, 48, 48), float("nan"))
+
+    with pytest.raises(AttackError, match="not finite"):
+        ssim_of(broken, np.zeros((2, 1)), leaves[:2])
+
+
+def test_data_range_does_not_follow_the_attacker(leaves):
+    """A reconstruction scaled far out of range is clamped, not rescaled."""
+    images = leaves[:4]
+
+    def loud(features):
+        return torch.from_numpy(images.astype(np.float32)) / 255 * 100
+
+    assert ssim_of(loud, np.zeros((4, 1)), images).mean() < 0.9

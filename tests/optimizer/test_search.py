@@ -1,0 +1,304 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import optuna
+import pytest
+from partopt.attackers import panel as registry
+from partopt.attackers.features import FeatureStore
+from partopt.attackers.linear import Linear
+from partopt.attackers.panel import make
+from partopt.datasets import Split, load_images
+from partopt.errors import AttackError, UsageError
+from partopt.optimizer.budgets import BUDGETS, pick
+from partopt.optimizer.find import find
+from partopt.optimizer.floor import floor_of
+from partopt.optimizer.rule import judge
+from partopt.optimizer.search import Search
+from partopt.optimizer.storage import fail_orphans, open_storage
+from partopt.profilers.profile import profile
+
+SETTINGS = {
+    "linear": {"max_cells": 8000},
+    "decoder": {"epochs": 3, "width": 16, "narrowest": 8, "blocks": 1, "batch": 8, "patience": 0},
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The quick budget, smaller."""
+    budget = replace(
+        BUDGETS["quick"],
+        split=Split(64, 16, 24),
+        resolution=32,
+        minimum_images=20,
+        settings=SETTINGS,
+    )
+    monkeypatch.setitem(BUDGETS, "quick", budget)
+    return budget
+
+
+@pytest.fixture
+def arena(tiny_loaded, tmp_path):
+    """Everything a search wants, and a way to make searches."""
+    graph = tiny_loaded.trace()
+    cuts = graph.cuts("all")
+    images = load_images(None, tiny_loaded.preprocessing, Split(64, 16, 24))
+    store = FeatureStore(tmp_path / "f", graph, tiny_loaded.preprocessing, images, "w")
+    latencies = profile(graph, cuts, repetitions=1, warmup=0).cuts
+    floor = floor_of(images, 32, 0)
+
+    def make_search(storage, threshold=0.2, settings=SETTINGS, **kwargs):
+        attackers = {n: make(n, s) for n, s in settings.items()}
+        return Search(
+            cuts, latencies, store, attackers, floor, threshold=threshold, scale="corrected",
+            resolution=32, storage=storage, **kwargs,
+        )  # fmt: skip
+
+    return make_search
+
+
+def verdicts(search):
+    return [
+        v.status
+        for v in judge(search.names, search.plan.panel, search.outcome.evidence, search.threshold)
+    ]
+
+
+def test_search_and_sweep_agree_and_the_search_is_cheaper(arena):
+    search, sweep = (
+        arena(optuna.storages.InMemoryStorage()),
+        arena(optuna.storages.InMemoryStorage(), exhaustive=True),
+    )
+    ours, all_ = search.run(), sweep.run()
+    safe = [s == "safe" for s in verdicts(search)]
+    assert safe == [s == "safe" for s in verdicts(sweep)]
+    assert any(safe)
+    assert not all(safe)
+    assert ours.run < all_.run == 2 * len(search.cuts)
+    assert ours.image_steps < all_.image_steps
+
+
+def test_a_second_run_reuses_everything(arena, tmp_path):
+    path = str(tmp_path / "s.journal")
+    first = arena(open_storage(path)[0])
+    ran = first.run()
+    again = arena(open_storage(path)[0])
+    reused = again.run()
+    assert (reused.run, reused.reused) == (0, ran.run)
+    assert verdicts(again) == verdicts(first)
+    assert {k: v.score for k, v in reused.evidence.items()} == {
+        k: v.score for k, v in ran.evidence.items()
+    }
+
+
+def test_other_settings_do_not_reuse(arena, tmp_path):
+    path = str(tmp_path / "s.journal")
+    arena(open_storage(path)[0]).run()
+    other = {**SETTINGS, "linear": {"max_cells": 4000}}
+    outcome = arena(open_storage(path)[0], settings=other).run()
+    assert outcome.run > 0
+    assert outcome.reused > 0  # decoders are the same
+    assert arena(open_storage(path)[0], seed=1).run().reused == 0
+
+
+def test_a_proof_for_a_lower_threshold_is_no_evidence_for_a_higher_one(arena, tmp_path):
+    path = str(tmp_path / "s.journal")
+    low = arena(open_storage(path)[0], threshold=0.02)
+    low.run()
+    short = [j for j, a in low.outcome.attacks.items() if a.outcome == "stopped at proof"]
+    assert short, "the low threshold must have stopped an attack early"
+    high = arena(open_storage(path)[0], threshold=0.9)
+    high.run()
+    for job in short:
+        if job in high.outcome.attacks:
+            attack = high.outcome.attacks[job]
+            assert attack.outcome == "full budget" or attack.low >= 0.9
+
+
+def test_only_certified_trials_are_feasible(arena):
+    storage = optuna.storages.InMemoryStorage()
+    search = arena(storage)
+    search.run()
+    study = optuna.load_study(study_name=search.outcome.study, storage=storage)
+    status = verdicts(search)
+    trials = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    feasible = [t for t in trials if all(v <= 0 for v in t.constraints.values())]
+    assert all(t.constraints for t in study.trials if t.state.is_finished())
+    assert {t.params["cut"] for t in feasible} == {i for i, s in enumerate(status) if s == "safe"}
+    assert status[study.best_trial.params["cut"]] == "safe"
+
+
+class Broken(Linear):
+    def fit(self, *args, **kwargs):
+        raise AttackError("diverged")
+
+
+class OutOfMemory(Linear):
+    def fit(self, *args, **kwargs):
+        raise MemoryError
+
+
+@pytest.mark.parametrize("kind", [Broken, OutOfMemory])
+def test_failed_attacks_count_as_leaking_and_are_run_again(arena, monkeypatch, tmp_path, kind):
+    path = str(tmp_path / "s.journal")
+    monkeypatch.setitem(registry.ATTACKERS, "linear", kind)
+    search = arena(open_storage(path)[0])
+    search.run()
+    assert "safe" not in verdicts(search)
+    assert set(verdicts(search)) <= {"failed", "undecided", "not attacked"}
+    study = optuna.load_study(study_name=search.outcome.study, storage=search.storage)
+    assert all(t.constraints == {"privacy": 1.0} for t in study.trials if t.state.is_finished())
+    monkeypatch.undo()
+    again = arena(open_storage(path)[0])
+    again.run()
+    assert "safe" in verdicts(again)
+
+
+def test_several_workers_give_the_same_answer(arena):
+    one = arena(optuna.storages.InMemoryStorage())
+    one.run()
+    two = arena(optuna.storages.InMemoryStorage())
+    two.run(workers=2)
+    assert verdicts(one) == verdicts(two)
+
+
+def test_orphans_fail_and_live_trials_do_not(tmp_path):
+    storage, _ = open_storage(str(tmp_path / "s.journal"))
+    study = optuna.create_study(storage=storage)
+    from partopt.optimizer.storage import owner
+
+    alive, dead, unknown = study.ask(), study.ask(), study.ask()
+    alive.set_user_attr("owner", owner())
+    dead.set_user_attr("owner", {**owner(), "pid": 2**22 - 1, "start": "1"})
+    assert fail_orphans(study) == 2
+    states = {t.number: t.state.name for t in study.trials}
+    assert states == {alive.number: "RUNNING", dead.number: "FAIL", unknown.number: "FAIL"}
+
+
+def test_resuming_after_kill(tmp_path):
+    """kill -9 in the middle; the same command reuses every finished trial."""
+    script = textwrap.dedent(
+        """
+        import sys
+        from dataclasses import replace
+        from partopt.datasets import Split
+        from partopt.optimizer.budgets import BUDGETS
+        from partopt.optimizer import find as f
+        from partopt.models import load_model
+        BUDGETS["quick"] = replace(BUDGETS["quick"], split=Split(48, 12, 12), resolution=32,
+            minimum_images=20, settings={"linear": {"max_cells": 4000}, "decoder": {"epochs": 2,
+            "width": 8, "narrowest": 8, "blocks": 1, "patience": 0}})
+        class W(f._Silent):
+            def attacked(self, *a): print("done", flush=True)
+        m = load_model("squeezenet1_1", weights="none", input_size=64)
+        r = f.find(m, cuts=["features.3", "features.6", "features.9", "features.12"],
+                   repetitions=1, watcher=W())
+        print("search", r.config.search.trials_run, r.config.search.trials_reused)
+        """
+    )
+    env = {**os.environ, "PARTOPT_CACHE": str(tmp_path / "cache")}
+    run = [sys.executable, "-W", "ignore", "-c", script]
+    first = subprocess.Popen(run, env=env, stdout=subprocess.PIPE, text=True)
+    lines = [first.stdout.readline() for _ in range(3)]
+    assert lines == ["done\n"] * 3
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    first.stdout.close()
+    second = subprocess.run(run, env=env, capture_output=True, text=True, timeout=200)
+    assert second.returncode == 0, second.stderr
+    word, ran, reused = second.stdout.splitlines()[-1].split()
+    assert word == "search"
+    assert int(reused) >= 3
+    assert int(ran) + int(reused) <= 8
+
+
+def test_find_end_to_end(tiny_loaded, small):
+    result = find(tiny_loaded, ssim=0.2, repetitions=2)
+    assert result.found
+    config = result.config
+    assert config.cut.name == result.cut.name
+    chosen = next(r for r in config.cuts if r.name == config.cut.name)
+    assert chosen.safe
+    assert chosen.status == "safe"
+    after = config.cuts[[r.name for r in config.cuts].index(chosen.name) :]
+    assert all(r.high < 0.2 for r in after)
+    assert any(r.status == "leaks" for r in config.cuts)
+    assert config.privacy.evidence == "screening"
+    assert any("does not certify" in w for w in config.warnings)
+    assert any("generated images" in w for w in config.warnings)
+    assert json.loads(config.to_json())["cut"]["boundary"][0]["dtype"] == "float32"
+    assert type(config).parse(config.to_json().encode()) == config
+
+
+def test_the_answer_does_not_change_from_run_to_run(tiny_loaded, small, monkeypatch, tmp_path):
+    names = set()
+    for i in range(3):
+        monkeypatch.setenv("PARTOPT_CACHE", str(tmp_path / str(i % 2)))
+        names.add(find(tiny_loaded, repetitions=3).cut.name)
+    assert len(names) == 1
+
+
+def test_no_safe_cut(tiny_loaded, small):
+    result = find(tiny_loaded, ssim=0.2, cuts=["stem.1", "down.1"], repetitions=1)
+    assert not result.found
+    assert result.config.cut is None
+    assert all(not r.safe for r in result.config.cuts)
+
+
+def test_raw_scale_and_reduced_panel_are_said(tiny_loaded, small):
+    result = find(tiny_loaded, scale="raw", attackers=["linear"], repetitions=1)
+    config = result.config
+    assert config.privacy.scale == "raw"
+    assert [a.name for a in config.privacy.attackers] == ["linear"]
+    assert any("panel was reduced: decoder" in w for w in config.warnings)
+    row = config.cuts[0]
+    assert row.score == pytest.approx(row.ssim_raw)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"ssim": 0}, "`ssim` got 0"),
+        ({"ssim": 1.5}, "`ssim` got 1.5"),
+        ({"scale": "log"}, "`scale` got 'log'"),
+        ({"budget": "huge"}, "`budget` got 'huge'"),
+        ({"workers": 0}, "`workers` got 0"),
+        ({"threads": 0}, "`threads` got 0"),
+        ({"batch": 0}, "`batch`"),
+        ({"resolution": 4096}, "`resolution` got 4096"),
+        ({"attackers": ["linaer"]}, r"nearest: linear"),
+        ({"attackers": ["blind"]}, "besides blind"),
+        ({"cuts": []}, "`cuts` got"),
+        ({"sgx_model": "fast"}, "`sgx-model` got"),
+        ({"storage": "nonsense://x"}, "`storage` got"),
+    ],
+)
+def test_wrong_arguments(tiny_loaded, small, kwargs, message):
+    with pytest.raises(UsageError, match=message):
+        find(tiny_loaded, repetitions=1, **kwargs)
+
+
+def test_budgets_are_labelled():
+    assert [pick(n).evidence for n in ("quick", "standard", "full")] == [
+        "screening", "standard", "full",
+    ]  # fmt: skip
+
+
+def test_ctrl_c_leaves_a_resumable_study(arena, tmp_path):
+    path = str(tmp_path / "s.journal")
+    done = []
+
+    def stop_after_two(cut, attack, leaks):
+        done.append(cut)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        arena(open_storage(path)[0], on_done=stop_after_two).run()
+    outcome = arena(open_storage(path)[0]).run()
+    assert outcome.reused == 2

@@ -1,0 +1,142 @@
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from partopt.errors import BackendError, UsageError
+from partopt.graph import trace
+from partopt.profilers.backends import pick_accelerator, pick_enclave
+from partopt.profilers.handoff import handoff
+from partopt.profilers.profile import modelled, profile, verify
+from partopt.profilers.sgx_model import SgxModel
+from partopt.profilers.statistics import median_and_noise
+
+
+@pytest.fixture
+def graph(tiny):
+    return trace(tiny, torch.zeros(1, 3, 32, 32))
+
+
+def test_every_cut_has_three_parts_from_few_passes(graph):
+    cuts = graph.cuts("all")
+    shares = []
+    p = profile(graph, cuts, repetitions=5, warmup=1, progress=shares.append)
+    assert len(p.cuts) == len(cuts)
+    assert shares[-1] == 1.0
+    heads = [c.enclave.ms for c in p.cuts]
+    assert heads == sorted(heads), "cumulative times cannot fall"
+    for c in p.cuts:
+        assert c.total.ms == pytest.approx(c.enclave.ms + c.handoff.ms + c.accelerator.ms)
+        assert {c.enclave.basis, c.handoff.basis, c.accelerator.basis} == {"measured"}
+        assert (c.enclave.backend, c.accelerator.backend) == ("native", "cpu")
+    assert p.full_enclave.ms >= heads[-1]
+
+
+def test_one_pass_per_repetition_whatever_the_number_of_cuts(graph, tiny):
+    calls = []
+    handle = tiny.stem[0].register_forward_hook(lambda *a: calls.append(1))
+    profile(graph, graph.cuts("all"), repetitions=4, warmup=1)
+    handle.remove()
+    # native and cpu are the same device: warm-up is 2 passes, then one a repetition.
+    assert len(calls) == 2 + 4
+
+
+def test_thread_count_is_used_and_restored(graph):
+    torch.set_num_threads(2)
+    assert profile(graph, graph.cuts(), threads=1, repetitions=1).threads == 1
+    assert torch.get_num_threads() == 2
+
+
+def test_batch_scales_the_payload_only_once(graph):
+    p = profile(graph, graph.cuts(), batch=3, repetitions=1, warmup=0)
+    assert p.batch == 3
+
+
+def test_the_sgx_model_is_labelled_everywhere(graph):
+    cuts = graph.cuts()
+    measured = profile(graph, cuts, repetitions=2, warmup=0)
+    model = SgxModel.parse("slowdown=2,transition_us=0,epc_mib=1000")
+    p = modelled(measured, graph, cuts, model)
+    assert p.full_enclave.basis == "modelled"
+    for before, after in zip(measured.cuts, p.cuts, strict=True):
+        assert after.enclave.ms == pytest.approx(2 * before.enclave.ms)
+        assert after.enclave.basis == after.total.basis == "modelled"
+        assert after.accelerator == before.accelerator
+        assert "sgx-model" in after.enclave.backend
+    assert any("modelled" in w for w in p.warnings)
+    assert not any("without an enclave" in w for w in p.warnings)
+
+
+def test_paging_beyond_the_epc():
+    model = SgxModel(slowdown=1.0, transition_us=0, epc_mib=10, paging_ms_per_mib=2)
+    assert model.enclave_ms(5, 10 << 20) == 5
+    assert model.enclave_ms(5, 12 << 20) == pytest.approx(9)
+
+
+@pytest.mark.parametrize("text", ["fast", "slowdown=x", "slowdown=0.5", "epc_mib=-1", "epc=3"])
+def test_wrong_sgx_models(text):
+    with pytest.raises(UsageError, match="`sgx-model`"):
+        SgxModel.parse(text)
+
+
+def test_verification_runs_the_split_for_real(graph):
+    cuts = graph.cuts()
+    p = profile(graph, cuts, repetitions=2, warmup=0)
+    v = verify(graph, cuts[1], p.cuts[1], repetitions=3)
+    assert v.measured_ms > 0
+    assert v.profiled_ms == p.cuts[1].total.ms
+    assert v.error == pytest.approx((v.measured_ms - v.predicted_ms) / v.measured_ms)
+
+
+def test_handoff_delivers_and_cleans_up():
+    payload = np.random.default_rng(0).integers(0, 255, 100_000, np.uint8)
+    with handoff(len(payload)) as channel:
+        process = channel._process
+        assert channel.once(payload) > 0
+        assert channel.once(payload[:5]) > 0
+    assert process.returncode == 0
+
+
+def test_a_dead_second_process_is_an_error_not_a_hang():
+    with handoff(10) as channel:
+        channel._process.kill()
+        channel._process.wait()
+        with pytest.raises(BackendError, match="did not answer"):
+            channel.once(np.ones(10, np.uint8))
+
+
+def test_nothing_is_left_in_shared_memory():
+    before = subprocess.run(["ls", "/dev/shm"], capture_output=True, text=True).stdout
+    with handoff(10):
+        pass
+    assert subprocess.run(["ls", "/dev/shm"], capture_output=True, text=True).stdout == before
+
+
+def test_backends_that_are_not_here():
+    assert pick_enclave("auto") == "native"
+    with pytest.raises(BackendError, match="gramine-sgx"):
+        pick_enclave("gramine-sgx")
+    with pytest.raises(UsageError, match="`enclave` got 'tdx'"):
+        pick_enclave("tdx")
+    with pytest.raises(UsageError, match="`accelerator` got 'tpu'"):
+        pick_accelerator("tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu():
+    with pytest.raises(BackendError, match="no GPU"):
+        pick_accelerator("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_cuda_events(graph):
+    p = profile(graph, graph.cuts(), accelerator="cuda", repetitions=3)
+    assert all(c.accelerator.backend == "cuda" for c in p.cuts)
+
+
+def test_median_and_noise():
+    values = np.random.default_rng(0).normal(10, 1, 4000)
+    median, noise = median_and_noise(list(values))
+    assert median == pytest.approx(10, abs=0.1)
+    assert noise == pytest.approx(1.2533 / 4000**0.5, rel=0.1)
+    assert median_and_noise([1, 1, 50])[0] == 1

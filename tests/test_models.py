@@ -1,0 +1,116 @@
+import pickle
+
+import pytest
+import torch
+from partopt.errors import TraceError, UsageError, WeightsError
+from partopt.models import load_model
+from safetensors.torch import save_file
+
+
+def test_random_weights_are_loud_and_seeded(monkeypatch):
+    def no_network(*a, **k):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nonexistent/hub")
+    one, two = load_model("squeezenet1_1"), load_model("squeezenet1_1")
+    assert one.random_weights
+    assert "RANDOM WEIGHTS" in one.warnings[0]
+    assert one.weights_hash == two.weights_hash
+    with pytest.raises(WeightsError, match=r"`weights` got 'DEFAULT'.*--weights"):
+        load_model("squeezenet1_1", strict=True)
+
+
+def test_unknown_models_offer_near_names():
+    with pytest.raises(UsageError, match=r"nearest: .*resnet50"):
+        load_model("resnet5O")
+    with pytest.raises(UsageError, match="cannot be imported"):
+        load_model("no_such_module:factory")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file(tmp_path, suffix):
+    donor = load_model("squeezenet1_1", weights="none", seed=5)
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save(
+            {"state_dict": {f"module.{k}": v for k, v in donor.module.state_dict().items()}}, path
+        )
+    else:
+        save_file(donor.module.state_dict(), path)
+    loaded = load_model("squeezenet1_1", weights=str(path))
+    assert loaded.weights_hash == donor.weights_hash
+    assert not loaded.random_weights
+    with pytest.raises(WeightsError, match="of another model"):
+        load_model("resnet18", weights=str(path))
+
+
+def test_a_pickle_in_place_of_weights_does_not_run(tmp_path):
+    marker = tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    torch.save({"x": Bomb()}, tmp_path / "bomb.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb()))
+    for name in ("bomb.pth", "plain.pth"):
+        with pytest.raises(WeightsError, match="without unpickling"):
+            load_model("squeezenet1_1", weights=str(tmp_path / name))
+    assert not marker.exists()
+
+
+def test_missing_weights_file():
+    with pytest.raises(WeightsError, match="does not exist"):
+        load_model("squeezenet1_1", weights="/no/such.pth")
+
+
+def test_preprocessing_from_metadata_and_overrides():
+    b4 = load_model("efficientnet_b4", weights="none").preprocessing
+    assert (b4.input_size, b4.resize, b4.interpolation) == (380, 384, "bicubic")
+    own = load_model("mobilenet_v2", weights="none", mean=[0.5], std=[0.5], input_size=160)
+    assert own.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert own.preprocessing.input_size == 160
+    assert own.preprocessing.source == "given"
+    with pytest.raises(UsageError, match="`std`"):
+        load_model("mobilenet_v2", weights="none", std=[0.5, 0.0, 0.5])
+
+
+def test_pt2_needs_trust(tmp_path, tiny):
+    path = tmp_path / "tiny.pt2"
+    program = torch.export.export(tiny, (torch.zeros(1, 3, 32, 32),), strict=False)
+    torch.export.save(program, path)
+    with pytest.raises(UsageError, match="--trust-model"):
+        load_model(str(path))
+    loaded = load_model(str(path), trust_model=True)
+    graph = loaded.trace()
+    assert graph.source == "torch.export"
+    x = torch.randn(2, 3, 32, 32)
+    from partopt.splitting import split
+
+    with torch.no_grad():
+        for cut in graph.cuts("all"):
+            head, tail = split(graph, cut)
+            assert torch.equal(tail(*head(x)), tiny(x)), cut.name
+
+
+def test_a_model_exported_in_training_mode_is_refused(tmp_path, tiny):
+    path = tmp_path / "train.pt2"
+    program = torch.export.export(tiny.train(), (torch.zeros(2, 3, 32, 32),), strict=False)
+    torch.export.save(program, path)
+    with pytest.raises(TraceError, match="training mode"):
+        load_model(str(path), trust_model=True).trace()
+
+
+def test_factory_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 2))\n"  # noqa: E501
+        "def wrong():\n    return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    loaded = load_model("mynet:make", input_size=32)
+    assert [c.name for c in loaded.trace().cuts()] == ["0", "1"]
+    with pytest.raises(UsageError, match="returned int"):
+        load_model("mynet:wrong")
