@@ -65,7 +65,9 @@ def _one(size: int, rng: np.random.Generator, smallest: float, largest: float) -
 def _shaded(size: int, colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     slope = rng.normal(0, 0.3, 2)
-    return colour[:, None, None] + (ramp[None, :] * slope[0] + ramp[:, None] * slope[1])
+    shade = ramp[None, :] * slope[0] + ramp[:, None] * slope[1]
+    canvas: np.ndarray = colour[:, None, None] + shade
+    return canvas
 
 
 def _texture(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -74,5 +76,5 @@ def _texture(size: int, rng: np.random.Generator) -> np.ndarray:
     f[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.standard_normal((size, size))) / f
     noise: np.ndarray = np.fft.irfft2(spectrum, s=(size, size)).astype(np.float32)
-    noise = (noise - noise.mean()) / noise.std()
-    return noise
+    standard: np.ndarray = (noise - noise.mean()) / noise.std()
+    return standard

@@ -12,6 +12,7 @@ import sys
 import time
 
 import torch
+
 from partopt._torchvision import models as tv
 from partopt.errors import PartoptError
 from partopt.graph import trace

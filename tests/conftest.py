@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from partopt.dead_leaves import dead_leaves
 from partopt.models import LoadedModel
 from partopt.preprocessing import Preprocessing
-from torch import nn
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+
 from partopt import cli
 from partopt.config import SplitConfig
 from partopt.datasets import Split

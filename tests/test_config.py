@@ -3,6 +3,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from partopt import config as c
 from partopt.errors import ConfigError
 

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from partopt.datasets import Split, at_resolution, load_images
 from partopt.dead_leaves import dead_leaves
 from partopt.errors import DataError, UsageError

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from torch import nn
+
 from partopt._torchvision import models as tv
 from partopt.errors import CutError, TraceError, UsageError
 from partopt.graph import trace
-from torch import nn
 
 X = torch.zeros(1, 3, 224, 224)
 

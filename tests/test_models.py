@@ -2,9 +2,10 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from partopt.errors import TraceError, UsageError, WeightsError
 from partopt.models import load_model
-from safetensors.torch import save_file
 
 
 def test_random_weights_are_loud_and_seeded(monkeypatch):

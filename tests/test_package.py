@@ -8,8 +8,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import partopt
 import pytest
+
+import partopt
 
 ROOT = Path(__file__).resolve().parents[1]
 # Arrows run from the left to the right; whatever is in none of these is a shared module.

@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch import nn
+
 from partopt._torchvision import models as tv
 from partopt.errors import CutError
 from partopt.graph import trace
 from partopt.splitting import capture, split
-from torch import nn
 
 # One small-input variant of every architecture family of torchvision's classification zoo.
 FAMILIES = {

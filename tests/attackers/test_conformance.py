@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from partopt.attackers.base import Context
 from partopt.attackers.panel import ATTACKERS, make
 from partopt.attackers.rows import Rows

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from partopt.attackers.features import MIRRORED, FeatureStore
 from partopt.attackers.linear import Linear
 from partopt.attackers.scoring import ssim_of
@@ -8,7 +10,6 @@ from partopt.datasets import ImageSet, Split
 from partopt.errors import AttackError
 from partopt.graph import trace
 from partopt.preprocessing import Preprocessing
-from torch import nn
 
 P = Preprocessing(48, 48, (0.5,) * 3, (0.5,) * 3)
 

@@ -1,4 +1,5 @@
 import torch
+
 from partopt.attackers.layout import to_map
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from partopt.attackers.fast_ssim import fast_ssim
 from partopt.attackers.scoring import corrected, score, ssim, ssim_of
 from partopt.errors import AttackError

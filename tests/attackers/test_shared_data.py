@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+
 from partopt.attackers.features import MIRRORED, FeatureStore
 from partopt.attackers.panel import make
 from partopt.attackers.rows import Rows

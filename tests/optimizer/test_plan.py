@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from partopt.attackers.scoring import Score
 from partopt.optimizer.plan import Plan
 from partopt.optimizer.rule import Evidence, judge

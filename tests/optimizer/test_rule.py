@@ -1,4 +1,5 @@
 import pytest
+
 from partopt.attackers.scoring import Score
 from partopt.optimizer.rule import Evidence, judge
 

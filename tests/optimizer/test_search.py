@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
+
 from partopt.attackers import panel as registry
 from partopt.attackers.features import FeatureStore
 from partopt.attackers.linear import Linear

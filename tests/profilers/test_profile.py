@@ -3,6 +3,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+
 from partopt.errors import BackendError, UsageError
 from partopt.graph import trace
 from partopt.profilers.backends import pick_accelerator, pick_enclave
