@@ -25,7 +25,7 @@ lint: $(STAMP)
 	MYPYPATH=.cache/lint $(BIN)/mypy -p partopt --exclude '/(tests|benchmarks|build|\.venv|\.cache)/'
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/profile.py
+	$(BIN)/python benchmarks/profiling.py
 	$(BIN)/python benchmarks/search.py
 
 # torch comes first and by its exact version: a plain `torch` pulls gigabytes of CUDA, and

@@ -1,6 +1,7 @@
 """The command line: commands, their options, progress and exit codes; no logic.
 
-Exit codes: 0 found, 1 the run failed, 2 wrong usage, 3 no safe cut, 130 interrupted.
+Exit codes: 0 found or holds, 1 the run failed or could not be decided, 2 wrong usage, 3 no safe
+cut, 4 privacy regression, 5 cut moved or latency regressed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -41,13 +42,13 @@ Model = Annotated[
         help="efficientnet_b0 (torchvision), timm:NAME, package.module:factory or FILE.pt2"
     ),
 ]
-Weights = Annotated[
-    str, typer.Option(help="DEFAULT, none (random) or a file: state dict, safetensors")
-]
 Three = Annotated[str | None, typer.Option(help="One number or three, separated by commas")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
+Settings = Annotated[
+    Path | None,
+    typer.Option("--config", help="partopt.toml, or pyproject.toml with [tool.partopt]"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random")]
 
 
 class _Shown:
@@ -116,8 +117,13 @@ def _kind_of_cuts(text: str) -> str | list[str]:
 @app.command()
 def find(
     model: Model,
-    ssim: Annotated[float, typer.Option(help="Threshold: a score at or above it leaks")] = 0.2,
-    weights: Weights = "DEFAULT",
+    ssim: Annotated[
+        float | None, typer.Option(help="Threshold: a score at or above it leaks [0.2]")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="DEFAULT, none (random) or a file: state dict, safetensors [DEFAULT]"),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of images; none: generated images")
     ] = None,
@@ -134,15 +140,18 @@ def find(
         int | None, typer.Option(help="Side in pixels at which images are rebuilt and scored")
     ] = None,
     scale: Annotated[
-        str, typer.Option(help="corrected (above the floor) or raw, as the published rule")
-    ] = "corrected",
+        str | None,
+        typer.Option(help="corrected (above the floor) or raw, as the published rule [corrected]"),
+    ] = None,
     attackers: Annotated[
         str | None, typer.Option(help="Names separated by commas; default: the budget's panel")
     ] = None,
-    enclave: Annotated[str, typer.Option(help="Where the head is timed: auto or native")] = "auto",
+    enclave: Annotated[
+        str | None, typer.Option(help="Where the head is timed: auto or native [auto]")
+    ] = None,
     accelerator: Annotated[
-        str, typer.Option(help="Where the tail is timed: auto, cuda or cpu")
-    ] = "auto",
+        str | None, typer.Option(help="Where the tail is timed: auto, cuda or cpu [auto]")
+    ] = None,
     sgx_model: Annotated[
         str | None,
         typer.Option(
@@ -150,15 +159,18 @@ def find(
             "transitions=10,epc_mib=128,paging_ms_per_mib=1; labelled modelled"
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Compute threads on both sides of the profile")] = 1,
-    batch: Annotated[int, typer.Option(help="Images a run in the profile")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Compute threads on both sides of the profile [1]")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a run in the profile [1]")] = None,
     repetitions: Annotated[int, typer.Option(help="Timed runs; medians are reported")] = 20,
     storage: Annotated[
         str | None,
         typer.Option(help="A .journal file or a database URL; default: the cache folder"),
     ] = None,
     workers: Annotated[int, typer.Option(help="Attacks at a time")] = 1,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random [0]")] = None,
+    settings: Settings = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail when default weights cannot be had")
     ] = False,
@@ -179,34 +191,38 @@ def find(
 ) -> None:
     """Find the fastest cut that no attacker inverts, and write its split config."""
     from .optimizer.find import find as run
+    from .settings import for_find
 
+    given = {
+        "ssim": ssim,
+        "weights": weights,
+        "data": data,
+        "budget": budget,
+        "resolution": resolution,
+        "scale": scale,
+        "attackers": attackers.split(",") if attackers else None,
+        "enclave": enclave,
+        "accelerator": accelerator,
+        "threads": threads,
+        "batch": batch,
+        "seed": seed,
+        "mean": _numbers("mean", mean),
+        "std": _numbers("std", std),
+        "input_size": input_size,
+    }
     with _Shown() as shown:
         result = run(
             model,
-            ssim=ssim,
-            weights=weights,
-            data=data,
+            **for_find(model, given, settings),
             cuts=_kind_of_cuts(cuts),
             max_cuts=max_cuts,
             depth=depth,
-            budget=budget,
-            resolution=resolution,
-            scale=scale,
-            attackers=attackers.split(",") if attackers else None,
-            enclave=enclave,
-            accelerator=accelerator,
             sgx_model=sgx_model,
-            threads=threads,
-            batch=batch,
             repetitions=repetitions,
             storage=storage,
             workers=workers,
-            seed=seed,
             strict=strict,
             trust_model=trust_model,
-            mean=_numbers("mean", mean),
-            std=_numbers("std", std),
-            input_size=input_size,
             feature_cache_gib=feature_cache,
             command=shlex.join(["partopt", *sys.argv[1:]]),
             watcher=shown,
@@ -214,13 +230,20 @@ def find(
     _report(result, out_file, as_json)
 
 
+def _show(what: RenderableType) -> None:
+    """Print without cutting columns off where the output is no terminal."""
+    if not out.is_terminal:
+        out.width = 160
+    out.print(what)
+
+
 def _report(result: SplitResult, path: Path | None, as_json: bool) -> None:
-    from .optimizer.table import render, show
+    from .reporting.table import render
 
     if as_json:
         sys.stdout.write(result.config.to_json())
     else:
-        show(out, render(result.config))
+        _show(render(result.config))
     if not result.found:
         err.print("no safe cut: no split config written", style="bold red")
         raise typer.Exit(3)
@@ -251,7 +274,7 @@ def cuts(
     from dataclasses import asdict
 
     from .models import load_model
-    from .optimizer.table import render_graph, show
+    from .reporting.table import render_graph
 
     loaded = load_model(model, weights="none", trust_model=trust_model, input_size=input_size)
     graph = loaded.trace()
@@ -259,13 +282,110 @@ def cuts(
     if as_json:
         sys.stdout.write(json.dumps([asdict(c) for c in listed], indent=2) + "\n")
     else:
-        show(out, render_graph(graph, listed))
+        _show(render_graph(graph, listed))
         err.print(
             f"{len(listed)} cuts of {model}, traced by {graph.source}: {graph.flops / 1e9:.2f} "
             f"GFLOP, {graph.param_bytes / 1e6:.1f} MB of parameters at input "
             f"{'x'.join(map(str, graph.inputs[0].shape))}",
             highlight=False,
         )
+
+
+@app.command()
+def check(
+    splits: Annotated[
+        list[Path] | None, typer.Argument(help="Split configs; none: those of the settings file")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Another model than the stored one")] = None,
+    weights: Annotated[str | None, typer.Option(help="Other weights than the stored ones")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of images, for attacks")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Another budget than the stored one for new attacks")
+    ] = None,
+    no_attack: Annotated[
+        bool, typer.Option("--no-attack", help="Never attack: changed weights are undecided")
+    ] = False,
+    reattack: Annotated[
+        bool, typer.Option("--reattack", help="Attack even if nothing changed")
+    ] = False,
+    new_data: Annotated[
+        bool, typer.Option("--new-data", help="Accept other images and attack on them")
+    ] = False,
+    no_latency: Annotated[bool, typer.Option("--no-latency", help="For shared runners")] = False,
+    latency_tolerance: Annotated[
+        float | None, typer.Option(help="Growth of the ratio to the full-enclave time [0.15]")
+    ] = None,
+    settings: Settings = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write Markdown")] = None,
+    storage: Annotated[str | None, typer.Option(help="As for find")] = None,
+    workers: Annotated[int, typer.Option(help="Attacks at a time")] = 1,
+    trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Hold split configs against their models: 0 holds, 4 privacy regression, 5 moved or slower."""
+    from .optimizer.check import check_all, worst
+    from .reporting import checks
+
+    with _Shown() as shown:
+        results = check_all(
+            splits or [],
+            settings,
+            model=model,
+            weights=weights,
+            data=data,
+            budget=budget,
+            attack=not no_attack,
+            reattack=reattack,
+            new_data=new_data,
+            latency=False if no_latency else None,
+            latency_tolerance=latency_tolerance,
+            storage=storage,
+            workers=workers,
+            trust_model=trust_model,
+            watcher=shown,
+        )
+    if as_json:
+        sys.stdout.write(checks.as_json(results))
+    else:
+        _show(checks.table(results))
+    for path, render in ((junit, checks.junit), (markdown, checks.markdown)):
+        if path is not None:
+            path.write_text(render(results))
+    raise typer.Exit(worst([r.exit_code for r in results]))
+
+
+@app.command()
+def report(
+    split: Annotated[Path, typer.Argument(help="Split config")],
+    out_file: Annotated[Path | None, typer.Option("--out", help="File to write")] = None,
+    kind: Annotated[str, typer.Option("--format", help="html, md, svg, png or csv")] = "html",
+    chart: Annotated[
+        str, typer.Option(help="For svg and png: leakage, latency, front or graph")
+    ] = "leakage",
+    debug: Debug = False,
+) -> None:
+    """Write a result as a self-contained page, or as Markdown, a chart or CSV."""
+    from .config import SplitConfig
+    from .reporting.report import write
+
+    path = out_file or split.with_name(split.name.removesuffix(".split.json") + f".report.{kind}")
+    write(SplitConfig.read(split), kind, path, chart)
+    err.print(f"report: {path}", highlight=False, markup=False)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Split config")],
+    b: Annotated[Path, typer.Argument(help="Split config")],
+    debug: Debug = False,
+) -> None:
+    """Put two results side by side."""
+    from .config import SplitConfig
+    from .reporting.compare import compare as side_by_side
+
+    _show(side_by_side(SplitConfig.read(a), SplitConfig.read(b)))
 
 
 @app.command()

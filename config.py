@@ -114,7 +114,10 @@ class CutInfo(_Strict):
 
 
 class Attack(_Strict):
-    """What one attacker reached at one cut. ``score`` and its interval are on the run's scale."""
+    """What one attacker reached at one cut. ``score`` and its interval are on the run's scale.
+
+    ``key`` is the content hash under which the trial and its pictures are stored.
+    """
 
     attacker: str
     settings: str
@@ -128,6 +131,7 @@ class Attack(_Strict):
     image_steps: int = 0
     seconds: float = 0.0
     note: str = ""
+    key: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
 
 class CutRow(_Strict):

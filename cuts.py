@@ -8,6 +8,7 @@ values (parameters, position embeddings, sizes) belong to whichever side needs t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from .errors import CutError, UsageError, nearest
 from .nodes import Cut, Node
@@ -82,19 +83,15 @@ def every_cut(nodes: Sequence[Node], portable: Callable[[int, tuple[int, ...]], 
     merged = []
     for same in found.values():
         first = same[0]
-        rest = {
-            "tail_flops": total_flops - first.head_flops,
-            "tail_layers": total_layers - first.head_layers,
-            "aliases": tuple(c.name for c in same[1:]),
-        }
-        merged.append(_with(first, **rest))
+        merged.append(
+            replace(
+                first,
+                tail_flops=total_flops - first.head_flops,
+                tail_layers=total_layers - first.head_layers,
+                aliases=tuple(c.name for c in same[1:]),
+            )
+        )
     return sorted(merged, key=lambda c: c.node)
-
-
-def _with(cut: Cut, **changes: object) -> Cut:
-    from dataclasses import replace
-
-    return replace(cut, **changes)  # type: ignore[arg-type]
 
 
 def clean_cuts(cuts: Sequence[Cut]) -> list[Cut]:
@@ -126,7 +123,7 @@ def stage_cuts(nodes: Sequence[Node], cuts: Sequence[Cut], depth: int) -> list[C
         for alias in cut.aliases:
             by_node[names[alias]] = cut
     picked = {by_node[i].node: by_node[i] for i in ends.values() if i in by_node}
-    return [_with(picked[i], stage=True) for i in sorted(picked)]
+    return [replace(picked[i], stage=True) for i in sorted(picked)]
 
 
 def find_named(nodes: Sequence[Node], cuts: Sequence[Cut], name: str) -> Cut:

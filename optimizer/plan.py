@@ -24,12 +24,14 @@ class Plan:
         threshold: Scores at or above it leak.
         could_win: Given the safe cuts so far and a cut, whether the answer could still be that cut
             (by latency), were it safe.
+        first: A job to run before all others; if it proves a leak, nothing else is run.
     """
 
     names: Sequence[str]
     ranks: Mapping[str, int]
     threshold: float
     could_win: Callable[[Sequence[int], int], bool]
+    first: Job | None = None
 
     @property
     def panel(self) -> list[str]:
@@ -38,6 +40,12 @@ class Plan:
 
     def next(self, evidence: Mapping[Job, Evidence], running: Collection[Job] = ()) -> Job | None:
         """The next job that nobody runs, or None where nothing is left to start now."""
+        if self.first is not None:
+            if self.first not in evidence:
+                return None if self.first in running else self.first
+            found = evidence[self.first].score
+            if found is not None and found.low >= self.threshold:
+                return None
         cheapest = min(self.ranks.values())
         backwards = range(len(self.names) - 1, -1, -1)
         for attacker in self.panel:

@@ -13,14 +13,17 @@ import joblib
 import numpy as np
 import optuna
 import torch
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from ..attackers import pictures
 from ..attackers.base import Attacker, Context, Reconstruct
 from ..attackers.features import MIRRORED, FeatureStore
 from ..attackers.panel import make
 from ..attackers.rows import Rows
 from ..attackers.scoring import Score, corrected, score, ssim_of
+from ..cache import cache_dir
 from ..config import Attack
 from ..datasets import at_resolution
 from ..errors import PartoptError
@@ -65,6 +68,7 @@ class Search:
         seed: For everything random.
         device: Where attackers train.
         exhaustive: Run every attacker on every cut at full budget, for comparison.
+        first: Name of a cut and of an attacker to begin with; a leak proven there ends the search.
         on_progress: Called with what is being done and the share of that job.
         on_done: Called after each attack with its cut and result.
     """
@@ -84,6 +88,7 @@ class Search:
         seed: int = 0,
         device: str = "cpu",
         exhaustive: bool = False,
+        first: tuple[str, str] | None = None,
         on_progress: Callable[[str, float], None] | None = None,
         on_done: Callable[[Cut, Attack, bool], None] | None = None,
     ) -> None:
@@ -108,6 +113,7 @@ class Search:
             {n: a.rank for n, a in self.panel.items()},
             threshold,
             self._could_win,
+            first=(self.names.index(first[0]), first[1]) if first else None,
         )
         self.outcome = Outcome()
         self._lock = threading.RLock()
@@ -254,8 +260,9 @@ class Search:
         per_image = per_image.round(6)  # what is stored is what is judged
         result = self._score(job, per_image)
         complete = not context.stopped_early
+        key = self.key(cut, self.panel[job[1]])
         attributes = {
-            "key": self.key(cut, self.panel[job[1]]),
+            "key": key,
             "cut_name": cut.name,
             "cut_index": job[0],
             "score": result.value,
@@ -270,6 +277,7 @@ class Search:
         }
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
+        self._keep_pictures(trial, job, attacker, key)
         stored = study._storage.get_trial(trial._trial_id)
         attack = _attack_from(stored, self.panel[job[1]], result)
         self._record(job, attack, complete)
@@ -288,11 +296,11 @@ class Search:
         images = self.store.images
         ahead = self._likely_next(job[0])
         train = self.store.rows(cut, "train", ahead)
-        pictures = Rows([self.pictures[slice(*images.bounds("train"))]])
+        targets = Rows([self.pictures[slice(*images.bounds("train"))]])
         if attacker.augments:
             train = train.joined(self.store.rows(cut, MIRRORED, ahead))
             mirrored = self.pictures[slice(*images.bounds("train"))][..., ::-1]
-            pictures = pictures.joined(Rows([mirrored]))
+            targets = targets.joined(Rows([mirrored]))
         held_out = self.store.rows(cut, "validation", ahead)
         test = self.store.rows(cut, "test", ahead)
         originals = self.pictures[slice(*images.bounds("test"))]
@@ -316,11 +324,22 @@ class Search:
         progress(0.0)
         attacker.fit(
             train,
-            pictures,
+            targets,
             validation=(held_out, self.pictures[slice(*images.bounds("validation"))]),
             context=context,
         )
         return ssim_of(attacker.reconstruct, test, originals)
+
+    def _keep_pictures(self, trial: Trial, job: Job, attacker: Attacker, key: str) -> None:
+        """Reconstructions beside originals, for reports and as an artifact of the trial."""
+        start, _ = self.store.images.bounds("test")
+        few = range(min(pictures.SHOWN, self.store.images.split.test))
+        maps = self.store.rows(self.cuts[job[0]], "test").take(few)
+        with torch.no_grad():
+            rebuilt = attacker.reconstruct(maps)
+        path = pictures.save(key, self.pictures[start : start + len(few)], rebuilt)
+        artifacts = FileSystemArtifactStore(str(cache_dir("artifacts")))
+        upload_artifact(artifact_store=artifacts, file_path=str(path), study_or_trial=trial)
 
     def _stop_if_cancelled(self) -> None:
         if self._cancelled.is_set():
@@ -373,6 +392,7 @@ def _attack_from(trial: FrozenTrial, attacker: Attacker, result: Score) -> Attac
         attacker=attacker.name,
         settings=repr(attacker),
         outcome="full budget" if attrs["complete"] else "stopped at proof",
+        key=attrs["key"],
         ssim_raw=result.raw,
         ssim_p95=result.p95,
         ssim_max=result.largest,

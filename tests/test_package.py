@@ -14,12 +14,12 @@ import partopt
 
 ROOT = Path(__file__).resolve().parents[1]
 # Arrows run from the left to the right; whatever is in none of these is a shared module.
-ORDER = ["cli", "optimizer", "profilers|attackers", "enclave_runner", "shared"]
+ORDER = ["cli", "reporting", "optimizer", "profilers|attackers", "enclave_runner", "shared"]
 
 
 def modules() -> list[Path]:
     own = [*ROOT.glob("*.py")]
-    for package in ("optimizer", "profilers", "attackers", "enclave_runner"):
+    for package in ("reporting", "optimizer", "profilers", "attackers", "enclave_runner"):
         own += (ROOT / package).glob("*.py")
     return own
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -165,10 +165,3 @@ def render_graph(graph: LayerGraph, cuts: list[Cut]) -> Table:
             ", ".join(cut.aliases),
         )
     return table
-
-
-def show(console: Console, what: RenderableType) -> None:
-    """Print without cutting columns off when the output is no terminal."""
-    if not console.is_terminal:
-        console.width = 160
-    console.print(what, soft_wrap=False)

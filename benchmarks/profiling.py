@@ -1,6 +1,6 @@
 """Cost and error of the profile: one instrumented pass for all cuts, against real split runs.
 
-    python benchmarks/profile.py [--models NAME ...] [--threads N]
+    python benchmarks/profiling.py [--models NAME ...] [--threads N]
 
 For each model, interleaved on one machine: the instrumented pass against a plain forward pass, and
 for every cut the predicted total against head, hand-off and tail run for real.

@@ -1,0 +1,29 @@
+"""Reconstructions beside originals, as small pictures kept by content key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..cache import cache_dir, written_whole
+
+SHOWN = 6  # test images a picture
+
+
+def path_of(key: str) -> Path:
+    """Where the picture of the attack with this key (64 hex digits) is, or would be."""
+    return cache_dir("reconstructions") / f"{key}.png"
+
+
+def save(key: str, originals: np.ndarray, rebuilt: torch.Tensor) -> Path:
+    """Write originals (uint8) over reconstructions (in [0, 1]), both (N, 3, R, R), as a PNG."""
+    below = (rebuilt.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    rows = [np.concatenate(list(images), axis=2) for images in (originals, below)]
+    picture = np.concatenate(rows, axis=1).transpose(1, 2, 0)
+    path = path_of(key)
+    with written_whole(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(picture)).save(temporary, format="PNG")
+    return path

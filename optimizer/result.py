@@ -1,0 +1,251 @@
+"""From a run's evidence to its split config."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib import metadata
+
+import numpy as np
+import torch
+
+from .. import config as c
+from ..attackers.base import Attacker
+from ..attackers.scoring import PROTOCOL
+from ..datasets import ImageSet
+from ..graph import Cut, LayerGraph
+from ..hashing import hash_json
+from ..models import LoadedModel
+from ..profilers.base import CutLatency, Figure, Profile, Verification
+from .budgets import Budget
+from .rule import TEXT, Verdict
+from .search import Outcome
+
+
+def _time(figure: Figure) -> c.Time:
+    return c.Time(
+        ms=figure.ms, noise_ms=figure.noise_ms, basis=figure.basis, backend=figure.backend
+    )
+
+
+def _latency(latency: CutLatency) -> dict[str, c.Time]:
+    return {
+        part: _time(getattr(latency, part))
+        for part in ("enclave", "handoff", "accelerator", "total")
+    }
+
+
+def _row(cut: Cut, verdict: Verdict, attacks: list[c.Attack], latency: CutLatency) -> c.CutRow:
+    strongest = max((a.ssim_raw for a in attacks if a.ssim_raw is not None), default=None)
+    suffix_high = verdict.suffix_high if np.isfinite(verdict.suffix_high) else None
+    return c.CutRow(
+        name=cut.name,
+        aliases=list(cut.aliases),
+        stage=cut.stage,
+        payload_bytes=cut.payload_bytes,
+        head_flops=cut.head_flops,
+        head_layers=cut.head_layers,
+        head_param_bytes=cut.head_param_bytes,
+        head_peak_activation_bytes=cut.head_peak_activation_bytes,
+        ssim_raw=strongest,
+        score=verdict.value,
+        low=verdict.low,
+        high=verdict.high,
+        suffix_score=verdict.suffix_value,
+        suffix_high=suffix_high,
+        safe=verdict.safe,
+        status=verdict.status,
+        reason=verdict.reason,
+        attacks=attacks,
+        latency_ms=c.Latency(**_latency(latency)),
+    )
+
+
+def build_config(
+    model: LoadedModel,
+    graph: LayerGraph,
+    cuts: list[Cut],
+    timing: Profile,
+    images: ImageSet,
+    floor: np.ndarray,
+    resolution: int,
+    budget: Budget,
+    panel: dict[str, Attacker],
+    outcome: Outcome,
+    verdicts: list[Verdict],
+    chosen: int | None,
+    verified: Verification | None,
+    threshold: float,
+    scale: str,
+    seed: int,
+    storage: str,
+    command: str,
+) -> c.SplitConfig:
+    """Put model, figures, evidence and warnings of a run together.
+
+    Args:
+        model: The loaded model.
+        graph: Its layer graph.
+        cuts: All cuts looked at.
+        timing: Their latencies, measured or modelled.
+        images: The images.
+        floor: SSIM of the blind attacker per test image.
+        resolution: Side at which images were scored, in pixels.
+        budget: The effort.
+        panel: The attackers that ran.
+        outcome: Their results.
+        verdicts: The rule applied to them.
+        chosen: Index of the cut to use, or None.
+        verified: The chosen cut run for real.
+        threshold, scale, seed: As asked for.
+        storage: Name of the study's storage.
+        command: The command line.
+    """
+    attacks = [
+        [outcome.attacks[i, a] for a in panel if (i, a) in outcome.attacks]
+        for i in range(len(cuts))
+    ]
+    rows = [_row(*both) for both in zip(cuts, verdicts, attacks, timing.cuts, strict=True)]
+    privacy = c.Privacy(
+        threshold=threshold,
+        scale="raw" if scale == "raw" else "corrected",
+        rule=TEXT,
+        evidence=budget.evidence,
+        floor=float(floor.mean()),
+        floor_p95=float(np.quantile(floor, 0.95)),
+        ssim=PROTOCOL,
+        resolution=resolution,
+        data=images.source,
+        data_hash=images.digest,
+        images=asdict(images.split),
+        skipped=images.skipped[:50],
+        attackers=[c.Panel(name=n, settings=repr(a)) for n, a in panel.items()],
+    )
+    chosen_cut, chosen_latency = None, None
+    if chosen is not None:
+        cut, verdict = cuts[chosen], verdicts[chosen]
+        privacy.score, privacy.low, privacy.high = verdict.value, verdict.low, verdict.high
+        privacy.attacks = attacks[chosen]
+        chosen_cut = c.CutInfo(
+            name=cut.name,
+            boundary=[
+                c.Tensor(name=s.name, shape=list(s.shape), dtype=s.dtype, bytes=s.bytes)
+                for s in cut.boundary
+            ],
+            aliases=list(cut.aliases),
+            payload_bytes=cut.payload_bytes,
+            head_flops=cut.head_flops,
+            tail_flops=cut.tail_flops,
+            head_param_bytes=cut.head_param_bytes,
+            head_peak_activation_bytes=cut.head_peak_activation_bytes,
+        )
+        chosen_latency = c.ChosenLatency(
+            **_latency(timing.cuts[chosen]),
+            full_enclave=_time(timing.full_enclave),
+            full_accelerator=_time(timing.full_accelerator),
+            threads=timing.threads,
+            batch=timing.batch,
+            repetitions=timing.repetitions,
+            verified=None
+            if verified is None
+            else c.Verified(
+                predicted_ms=verified.predicted_ms,
+                measured_ms=verified.measured_ms,
+                profiled_ms=verified.profiled_ms,
+                error=verified.error,
+            ),
+        )
+    return c.SplitConfig(
+        model=_model_info(model, graph),
+        cut=chosen_cut,
+        latency_ms=chosen_latency,
+        full_enclave_ms=_time(timing.full_enclave),
+        privacy=privacy,
+        cuts=rows,
+        search=c.Search(
+            trials_run=outcome.run,
+            trials_reused=outcome.reused,
+            image_steps=outcome.image_steps,
+            attack_seconds=round(outcome.seconds, 3),
+            study=outcome.study,
+            storage=storage,
+        ),
+        seed=seed,
+        versions=versions(),
+        warnings=_warnings(model, images, timing, budget, rows, chosen, panel),
+        command=command,
+    )
+
+
+def _model_info(model: LoadedModel, graph: LayerGraph) -> c.ModelInfo:
+    p = model.preprocessing
+    return c.ModelInfo(
+        spec=model.spec,
+        weights=model.weights,
+        weights_hash=model.weights_hash,
+        random_weights=model.random_weights,
+        graph_hash=graph_hash(graph),
+        traced_by=graph.source,
+        input_shape=list(graph.inputs[0].shape),
+        input_dtype=graph.inputs[0].dtype,
+        preprocessing=c.PreprocessingInfo(
+            input_size=p.input_size,
+            resize=p.resize,
+            mean=list(p.mean),
+            std=list(p.std),
+            interpolation=p.interpolation,
+            source=p.source,
+        ),
+    )
+
+
+def graph_hash(graph: LayerGraph) -> str:
+    """SHA-256 of the graph's nodes, operations and shapes; weights are not part of it."""
+    return hash_json(
+        [[n.name, n.op, n.inputs, n.spec.shape if n.spec else None] for n in graph.nodes]
+    )
+
+
+def _warnings(
+    model: LoadedModel,
+    images: ImageSet,
+    timing: Profile,
+    budget: Budget,
+    rows: list[c.CutRow],
+    chosen: int | None,
+    panel: dict[str, Attacker],
+) -> list[str]:
+    found = [*model.warnings, *images.warnings, *timing.warnings]
+    if budget.evidence == "screening":
+        found.append(
+            "budget quick screens and does not certify: attackers train briefly on few images; "
+            "confirm the cut with --budget standard or full"
+        )
+    if set(budget.settings) - set(panel):
+        left = ", ".join(sorted(set(budget.settings) - set(panel)))
+        found.append(f"the panel was reduced: {left} did not run")
+    if chosen is not None:
+        rising = [
+            f"{a.attacker} at {row.name}" for row in rows[chosen:] for a in row.attacks if a.note
+        ]
+        if rising:
+            found.append(
+                "still rising when the budget ended, a longer attack would score higher: "
+                + ", ".join(rising[:6])
+                + (f" and {len(rising) - 6} more" if len(rising) > 6 else "")
+            )
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a result hangs on."""
+    names = ("partopt", "torch", "torchvision", "optuna", "numpy", "pytorch-msssim")
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name(0)
+    return found

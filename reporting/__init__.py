@@ -1,0 +1,1 @@
+"""What people read: tables, reports, pictures and the output of checks."""

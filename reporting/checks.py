@@ -1,0 +1,112 @@
+"""The output of checks: table, JSON, JUnit XML and Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from xml.etree import ElementTree as ET
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..optimizer.check import HOLDS, CheckResult
+
+_STYLE = {
+    "holds": "green", "regressed": "bold red", "undecided": "red", "moved": "yellow",
+    "slower": "yellow", "skipped": "dim",
+}  # fmt: skip
+_FAILING = {"regressed", "undecided", "moved", "slower"}
+
+
+def table(results: Sequence[CheckResult]) -> RenderableType:
+    """One block a split config: its verdict, then a line a property."""
+    blocks: list[RenderableType] = []
+    for result in results:
+        style = "bold green" if result.exit_code == HOLDS else "bold red"
+        title = Text(f"{result.name}: ", style="bold").append(result.verdict, style=style)
+        rows = Table(box=None, pad_edge=False, show_header=False)
+        rows.add_column(no_wrap=True)
+        rows.add_column(no_wrap=True)
+        rows.add_column(overflow="fold")
+        for p in result.properties:
+            rows.add_row(f"  {p.name}", Text(p.what, style=_STYLE[p.what]), p.detail)
+        blocks += [title, rows]
+    return Group(*blocks)
+
+
+def as_json(results: Sequence[CheckResult]) -> str:
+    """A list with one object a split config."""
+    return (
+        json.dumps(
+            [
+                {
+                    "split": r.name,
+                    "model": r.model,
+                    "cut": r.cut,
+                    "verdict": r.verdict,
+                    "exit_code": r.exit_code,
+                    "properties": [
+                        {"name": p.name, "outcome": p.what, "detail": p.detail}
+                        for p in r.properties
+                    ],
+                }
+                for r in results
+            ],
+            indent=2,
+        )
+        + "\n"
+    )
+
+
+def junit(results: Sequence[CheckResult]) -> str:
+    """JUnit XML: one suite a split config, one case a property."""
+    root = ET.Element("testsuites", name="partopt check")
+    for r in results:
+        suite = ET.SubElement(
+            root, "testsuite", name=_printable(r.name), tests=str(len(r.properties)),
+            failures=str(sum(p.what in _FAILING for p in r.properties)),
+            skipped=str(sum(p.what == "skipped" for p in r.properties)), errors="0",
+        )  # fmt: skip
+        for p in r.properties:
+            case = ET.SubElement(
+                suite, "testcase", classname=f"partopt.{_printable(r.model)}", name=p.name
+            )
+            if p.what in _FAILING:
+                ET.SubElement(case, "failure", message=_printable(p.detail), type=p.what)
+            elif p.what == "skipped":
+                ET.SubElement(case, "skipped", message=_printable(p.detail))
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _printable(text: str) -> str:
+    """XML 1.0 has no control characters; names from files may."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def markdown(results: Sequence[CheckResult]) -> str:
+    """For a pull-request comment or a job summary: the verdict first, then what moved."""
+    failing = [r for r in results if r.exit_code != HOLDS]
+    head = (
+        f"All {len(results)} split config(s) hold."
+        if not failing
+        else f"{len(failing)} of {len(results)} split config(s) do not hold: "
+        + "; ".join(f"`{_cell(r.name)}` {r.verdict}" for r in failing)
+    )
+    lines = [f"## partopt check: {'holds' if not failing else 'FAILS'}", "", head, ""]
+    for r in sorted(results, key=lambda r: r.exit_code == HOLDS):
+        lines += [
+            f"### `{_cell(r.name)}` ({_cell(r.model)}, cut after `{_cell(r.cut)}`): {r.verdict}",
+            "", "| property | outcome | detail |", "|---|---|---|",
+        ]  # fmt: skip
+        order = sorted(r.properties, key=lambda p: p.what not in _FAILING)
+        lines += [f"| {p.name} | {p.what} | {_cell(p.detail)} |" for p in order]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text from a file as inert Markdown."""
+    inert = text.replace("\\", "\\\\").replace("|", "\\|").replace("`", "'")
+    inert = inert.replace("<", "&lt;").replace("[", "\\[").replace("@", "@\u200b")
+    return " ".join(inert.split())

@@ -1,0 +1,203 @@
+import json
+
+import pytest
+import torch
+
+from partopt import models
+from partopt.config import SplitConfig
+from partopt.datasets import Split
+from partopt.errors import ConfigError, UsageError
+from partopt.optimizer.budgets import BUDGETS, Budget
+from partopt.optimizer.check import CheckResult, check, check_all, worst
+from partopt.optimizer.find import find
+
+NET = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem = nn.Conv2d(3, 12, 3, 1, 1)
+        self.mid = nn.Conv2d(12, 48, 4, 4)
+        self.late = nn.Conv2d(48, 4, 8, 8)
+        self.fc = nn.Linear(4, 3)
+    def forward(self, x):
+        x = torch.tanh(self.mid(torch.tanh(self.stem(x))))
+        return self.fc(torch.flatten(torch.tanh(self.late(x)), 1))
+class Renamed(Net):
+    def __init__(self):
+        super().__init__()
+        self.last = self.late
+        del self.late
+    def forward(self, x):
+        x = torch.tanh(self.mid(torch.tanh(self.stem(x))))
+        return self.fc(torch.flatten(torch.tanh(self.last(x)), 1))
+"""
+SMALL = Budget(
+    "quick", "screening", Split(64, 16, 24), 32, 20,
+    {"linear": {"max_cells": 8000}, "decoder": {"epochs": 1, "width": 16, "narrowest": 8}},
+)  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "checknet.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(BUDGETS, "quick", SMALL)
+    model = models.load_model("checknet:Net", input_size=32)
+    state = model.module.state_dict()
+    # Trained so as to protect: after `mid` nothing of the image is left.
+    protecting = {**state, "mid.weight": state["mid.weight"] * 0, "mid.bias": state["mid.bias"] * 0}
+    torch.save(protecting, "protects.pth")
+    retrained = {k: v + 0.01 * torch.randn_like(v) * (v != 0) for k, v in protecting.items()}
+    torch.save(retrained, "retrained.pth")
+    torch.save(state, "leaks.pth")
+    loaded = models.load_model("checknet:Net", input_size=32, weights="protects.pth")
+    result = find(loaded, repetitions=2, cuts="all")
+    assert result.found
+    assert result.cut.node < result.graph.cut("late").node, "the cut must lie where weights matter"
+    path = tmp_path / "net.split.json"
+    result.config.write(path)
+    return path
+
+
+def outcomes(result: CheckResult) -> dict[str, str]:
+    return {p.name: p.what for p in result.properties}
+
+
+def test_unchanged_inputs_hold_without_an_attack(here):
+    result = check(here, weights="protects.pth", latency=False)
+    assert result.exit_code == 0
+    assert result.found is None
+    assert outcomes(result) == {
+        "graph": "holds", "weights": "holds", "privacy": "holds", "latency": "skipped",
+        "best cut": "holds",
+    }  # fmt: skip
+
+
+def test_latency_is_a_ratio_of_the_same_run(here):
+    result = check(here, weights="protects.pth", latency_tolerance=50.0)
+    assert outcomes(result)["latency"] == "holds"
+    raw = json.loads(here.read_text())
+    raw["latency_ms"]["full_enclave"]["ms"] *= 1000
+    here.write_text(json.dumps(raw))
+    result = check(here, weights="protects.pth")
+    assert outcomes(result)["latency"] == "slower"
+    assert result.exit_code == 5
+
+
+def test_leaking_weights_are_caught_by_the_first_attack(here):
+    result = check(here, weights="leaks.pth", latency=False)
+    assert result.exit_code == 4
+    assert outcomes(result)["privacy"] == "regressed"
+    assert result.found.config.search.trials_run == 1
+    assert "at least" in next(p.detail for p in result.properties if p.name == "privacy")
+
+
+def test_retrained_weights_that_still_protect_pass(here):
+    result = check(here, weights="retrained.pth", latency=False)
+    assert outcomes(result)["privacy"] == "holds"
+    assert outcomes(result)["weights"] == "skipped"
+    assert result.exit_code in (0, 5)
+    assert result.found is not None
+
+
+def test_changed_weights_without_attacks_are_undecided(here):
+    result = check(here, weights="retrained.pth", attack=False, latency=False)
+    assert result.exit_code == 1
+
+
+def test_stored_verdicts_are_not_believed(here):
+    raw = json.loads(here.read_text())
+    names = [r["name"] for r in raw["cuts"]]
+    mine = names.index(raw["cut"]["name"])
+    for attack in raw["cuts"][mine]["attacks"]:
+        attack.update(score=0.9, low=0.85, high=0.95)
+    here.write_text(json.dumps(raw))
+    result = check(here, weights="protects.pth", latency=False)
+    assert outcomes(result)["privacy"] == "regressed"
+
+
+def test_missing_evidence_is_not_protection(here):
+    raw = json.loads(here.read_text())
+    raw["cuts"][-1]["attacks"] = raw["cuts"][-1]["attacks"][:1]
+    here.write_text(json.dumps(raw))
+    assert check(here, weights="protects.pth", latency=False).exit_code == 4
+
+
+def test_reattack_uses_the_cache(here):
+    result = check(here, weights="protects.pth", reattack=True, latency=False)
+    assert outcomes(result)["privacy"] == "holds"
+    assert result.found.config.search.trials_run == 0
+
+
+def test_a_cut_that_no_longer_exists_offers_near_names(here):
+    raw = json.loads(here.read_text())
+    raw["cut"]["name"] = raw["cut"]["name"] + "x"
+    here.write_text(json.dumps(raw))
+    result = check(here, weights="protects.pth")
+    assert result.exit_code == 1
+    assert "nearest:" in result.properties[0].detail
+
+
+def test_weights_of_another_model(here):
+    other = models.load_model("squeezenet1_1", weights="none")
+    torch.save(other.module.state_dict(), "other.pth")
+    result = check(here, weights="other.pth")
+    assert result.exit_code == 1
+    assert "of another model" in result.properties[-1].detail
+
+
+def test_weights_are_needed_when_they_came_from_a_file(here):
+    result = check(here)
+    assert result.exit_code == 1
+    assert "`weights` is needed" in result.properties[-1].detail
+
+
+def test_changed_data_is_undecided(here, photo_folder):
+    result = check(here, weights="leaks.pth", data=photo_folder, latency=False)
+    assert result.exit_code == 1
+    assert "not those of the evidence" in result.properties[-1].detail
+
+
+def test_faults_of_the_file(here, tmp_path):
+    text = here.read_text()
+    with pytest.raises(ConfigError, match="does not exist"):
+        check(tmp_path / "none.json")
+    here.write_text(text[: len(text) // 2])
+    with pytest.raises(ConfigError, match="no JSON"):
+        check(here)
+    raw = json.loads(text)
+    here.write_text(json.dumps({**raw, "schema": 2}))
+    with pytest.raises(ConfigError, match="newer partopt"):
+        check(here)
+    here.write_text(json.dumps({**raw, "cut": None, "latency_ms": None}))
+    with pytest.raises(ConfigError, match="holds no cut"):
+        check(here)
+
+
+def test_several_configs_and_settings(here, tmp_path):
+    (tmp_path / "bad.split.json").write_text("{}")
+    (tmp_path / "partopt.toml").write_text(
+        'latency = false\n[[models]]\nmodel = "checknet:Net"\nweights = "protects.pth"\n'
+        'split = "net.split.json"\n[[models]]\nmodel = "x"\nsplit = "bad.split.json"\n'
+    )
+    results = check_all([], None)
+    assert [r.exit_code for r in results] == [0, 1]
+    assert worst([r.exit_code for r in results]) == 1
+    assert worst([0, 5, 1, 4]) == 4
+    assert worst([0, 5]) == 5
+    assert worst([]) == 0
+    with pytest.raises(UsageError, match="fit one split config"):
+        check_all([here, here.with_name("bad.split.json")], None, weights="protects.pth")
+
+
+def test_nothing_to_check(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="`splits` got nothing"):
+        check_all([], None)
+
+
+def test_the_schema_round_trips(here):
+    assert SplitConfig.read(here).to_json() == here.read_text()
