@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
+import re
 import socket
 import sys
 import warnings
@@ -28,6 +30,14 @@ from .hashing import hash_state
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, from_torchvision
 
 DOWNLOAD_TIMEOUT_S = 20.0
+_NO_UNPICKLING = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load at every call
+# Their published weights want `transform_input`, and come with heads used in training only.
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+_AUXILIARY_HEADS = {"GoogLeNet": ("aux1.", "aux2."), "Inception3": ("AuxLogits.",)}
+# Published DenseNet checkpoints are older than the module names of today.
+_OLD_DENSENET = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$"
+)
 
 
 @dataclass
@@ -169,17 +179,22 @@ def _load_torchvision(spec: str, name: str, weights: str, strict: bool, seed: in
             "use one of its classification models, timm:NAME, package.module:factory or a .pt2 file"
         )
     default = tv.get_model_weights(name).DEFAULT
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        extra = {"aux_logits": True} if name == "googlenet" and weights == "DEFAULT" else {}
-        module = tv.get_model(name, weights=None, **extra)
 
-    def download() -> str:
-        state = default.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        module.load_state_dict(state)
-        return f"default: torchvision {default}"
+    def trained() -> tuple[nn.Module, str]:
+        # torchvision's builder knows what its own checkpoints need (key names, auxiliary heads).
+        module: nn.Module = tv.get_model(name, weights=default, progress=False)
+        return module, f"default: torchvision {default}"
 
-    label, notes = _apply_weights(module, weights, strict, seed, download)
+    def bare() -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            extra = {"aux_logits": False, "transform_input": True}
+            module: nn.Module = tv.get_model(
+                name, weights=None, **(extra if name in _WITH_AUXILIARY_HEADS else {})
+            )
+            return module
+
+    module, label, notes = _with_weights(weights, strict, seed, trained, bare)
     return LoadedModel(
         spec=spec,
         module=module,
@@ -200,14 +215,20 @@ def _load_timm(spec: str, name: str, weights: str, strict: bool, seed: int) -> L
     if not timm.is_model(name):
         known = timm.list_models()
         raise UsageError(f"`model` got {spec!r}, which timm does not have{nearest(name, known)}")
-    module = timm.create_model(name, pretrained=False)
+
+    def trained() -> tuple[nn.Module, str]:
+        try:
+            module: nn.Module = timm.create_model(name, pretrained=True)
+        except Exception as error:  # the hub's client has many ways to say that it is offline
+            raise OSError(str(error).splitlines()[0] if str(error) else repr(error)) from error
+        return module, f"default: timm {name}"
+
+    def bare() -> nn.Module:
+        module: nn.Module = timm.create_model(name, pretrained=False)
+        return module
+
+    module, label, notes = _with_weights(weights, strict, seed, trained, bare)
     config = timm.data.resolve_model_data_config(module)
-
-    def download() -> str:
-        timm.models.load_pretrained(module)
-        return f"default: timm {name}"
-
-    label, notes = _apply_weights(module, weights, strict, seed, download)
     size = int(config["input_size"][-1])
     preprocessing = Preprocessing(
         input_size=size,
@@ -232,21 +253,19 @@ def _load_factory(spec: str, name: str, weights: str, strict: bool, seed: int) -
                 f"`model` got {spec!r}, which cannot be imported ({error}); "
                 "use package.module:factory"
             ) from error
-        module = factory()
-    if not isinstance(module, nn.Module):
+        made = factory()
+    if not isinstance(made, nn.Module):
         raise UsageError(
-            f"`model` got {spec!r}, which returned {type(module).__name__}; "
+            f"`model` got {spec!r}, which returned {type(made).__name__}; "
             "the factory must return a torch.nn.Module when called without arguments"
         )
     preprocessing = _default_preprocessing()
-    own = getattr(module, "preprocessing", None)
+    own = getattr(made, "preprocessing", None)
     if isinstance(own, Preprocessing):
         preprocessing = own
-
-    def keep() -> str:
-        return f"as the factory {spec} made them"
-
-    label, notes = _apply_weights(module, weights, strict, seed, keep)
+    module, label, notes = _with_weights(
+        weights, strict, seed, lambda: (made, f"as the factory {spec} made them"), lambda: made
+    )
     return LoadedModel(spec, module, preprocessing, label, hash_state(module.state_dict()), notes)
 
 
@@ -303,42 +322,61 @@ def _constants(program: torch.export.ExportedProgram) -> dict[str, torch.Tensor]
     return {k: v for k, v in program.constants.items() if isinstance(v, torch.Tensor)}
 
 
-def _apply_weights(
-    module: nn.Module, weights: str, strict: bool, seed: int, default: Callable[[], str]
-) -> tuple[str, list[str]]:
-    """Load weights into `module`; return their label and warnings."""
+def _with_weights(
+    weights: str,
+    strict: bool,
+    seed: int,
+    trained: Callable[[], tuple[nn.Module, str]],
+    bare: Callable[[], nn.Module],
+) -> tuple[nn.Module, str, list[str]]:
+    """The model with the weights asked for, their label, and warnings."""
     if weights == "none":
-        return f"random (seed {seed})", ["random weights: asked for with --weights none"]
+        return bare(), f"random (seed {seed})", ["random weights: asked for with --weights none"]
     if weights != "DEFAULT":
+        module = bare()
         load_weights(module, Path(weights))
-        return f"file: {Path(weights).name}", []
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+        return module, f"file: {Path(weights).name}", []
     try:
-        with _quiet_download():
-            return default(), []
-    except (OSError, RuntimeError) as error:
+        with _careful_download():
+            return *trained(), []
+    except OSError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if strict:
             raise WeightsError(
                 f"`weights` got 'DEFAULT', but they are neither in the cache nor can be "
                 f"downloaded ({reason}); give a file with --weights"
             ) from error
-        note = (
-            f"RANDOM WEIGHTS: the default weights could not be had ({reason}); this result says "
-            "nothing about a trained model; give a file with --weights, or --strict to fail"
-        )
-        return f"random (seed {seed})", [note]
-    finally:
-        socket.setdefaulttimeout(before)
+    except Exception as error:
+        raise WeightsError(
+            f"`weights` got 'DEFAULT', but the file in the cache cannot be used "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0][:160]}); "
+            "delete it and try again"
+        ) from error
+    note = (
+        f"RANDOM WEIGHTS: the default weights could not be had ({reason}); this result says "
+        "nothing about a trained model; give a file with --weights, or --strict to fail"
+    )
+    torch.manual_seed(seed)
+    return bare(), f"random (seed {seed})", [note]
 
 
 @contextlib.contextmanager
-def _quiet_download() -> Iterator[None]:
-    """torch.hub prints by itself; partopt says what happened in its own words."""
+def _careful_download() -> Iterator[None]:
+    """Without unpickling, with a time limit, and without the hub's own prints."""
     sink = io.StringIO()
-    with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-        yield
+    timeout = socket.getdefaulttimeout()
+    forced = os.environ.get(_NO_UNPICKLING)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+    os.environ[_NO_UNPICKLING] = "1"
+    try:
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            yield
+    finally:
+        socket.setdefaulttimeout(timeout)
+        if forced is None:
+            del os.environ[_NO_UNPICKLING]
+        else:
+            os.environ[_NO_UNPICKLING] = forced
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -377,8 +415,11 @@ def load_weights(module: nn.Module, path: Path) -> None:
     Raises:
         WeightsError: Unreadable, or of another model.
     """
-    state = read_state(path)
+    state = {_OLD_DENSENET.sub(r"\1\2", k): v for k, v in read_state(path).items()}
     own = module.state_dict()
+    if type(module).__name__ in _AUXILIARY_HEADS:
+        heads = _AUXILIARY_HEADS[type(module).__name__]
+        state = {k: v for k, v in state.items() if not k.startswith(heads)}
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     foreign = [k for k in state if k not in own]
     shapes = [k for k in state if k in own and state[k].shape != own[k].shape]

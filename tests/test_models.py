@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import pytest
 import torch
@@ -58,6 +59,53 @@ def test_a_pickle_in_place_of_weights_does_not_run(tmp_path):
     for name in ("bomb.pth", "plain.pth"):
         with pytest.raises(WeightsError, match="without unpickling"):
             load_model("squeezenet1_1", weights=str(tmp_path / name))
+    assert not marker.exists()
+
+
+def test_default_weights_load_as_torchvision_loads_them(tmp_path, monkeypatch):
+    """A stand-in for the download: what the hub would give is in its cache."""
+    from partopt._torchvision import models as tv
+
+    for name in ("densenet121", "googlenet"):
+        torch.manual_seed(3)
+        extra = {"aux_logits": True, "transform_input": True} if name == "googlenet" else {}
+        donor = tv.get_model(name, weights=None, **extra)
+        state = donor.state_dict()
+        if name == "densenet121":  # as published, with the old names
+            state = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", k): v
+                     for k, v in state.items() if "num_batches" not in k}  # fmt: skip
+            assert any(".norm.1." in k for k in state)
+        url = tv.get_model_weights(name).DEFAULT.url
+        hub = tmp_path / "checkpoints"
+        hub.mkdir(exist_ok=True)
+        torch.save(state, hub / url.rpartition("/")[2])
+        torch.save(state, tmp_path / "file.pth")
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        loaded = load_model(name, strict=True)
+        assert loaded.weights.startswith("default: torchvision")
+        from_file = load_model(name, weights=str(tmp_path / "file.pth"))
+        x = torch.rand(1, 3, 224, 224)
+        with torch.no_grad():
+            want = donor.eval()(x)
+            assert torch.equal(loaded.module(x), want)
+            assert torch.equal(from_file.module(x), want)
+
+
+def test_a_pickle_in_the_hub_cache_does_not_run(tmp_path, monkeypatch):
+    from partopt._torchvision import models as tv
+
+    marker = tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    name = tv.get_model_weights("squeezenet1_1").DEFAULT.url.rpartition("/")[2]
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"x": Bomb()}, tmp_path / "checkpoints" / name)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(WeightsError, match="cannot be used"):
+        load_model("squeezenet1_1")
     assert not marker.exists()
 
 
