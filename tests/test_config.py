@@ -1,4 +1,5 @@
 import json
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -146,6 +147,47 @@ def test_fuzzed_configs_give_a_clean_error_or_a_config(sample, data):
 def test_fuzzed_bytes_give_a_clean_error(data):
     with pytest.raises(ConfigError):
         c.SplitConfig.parse(data)
+
+
+def test_ten_thousand_damaged_files_give_a_clean_error(sample):
+    """Bytes flipped, cut out, doubled and overwritten in a valid config, seeded."""
+    rng = random.Random(0)
+    text = sample.to_json().encode()
+    accepted = 0
+    for _ in range(10_000):
+        data = bytearray(text)
+        for _ in range(rng.randint(1, 4)):
+            at, size = rng.randrange(len(data)), rng.randint(1, 40)
+            kind = rng.randrange(4)
+            if kind == 0:
+                data[at] = rng.randrange(256)
+            elif kind == 1:
+                del data[at : at + size]
+            elif kind == 2:
+                data[at:at] = data[at : at + size]
+            else:
+                data[at:at] = rng.choice(
+                    [b"{", b"[", b"null", b"1e999", b"NaN", b'"', b"../", b","]
+                )
+            data = data or bytearray(b"x")
+        try:
+            c.SplitConfig.parse(bytes(data))
+            accepted += 1
+        except ConfigError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+    assert accepted < 9_000
+
+
+def test_keys_cannot_leave_their_folder(sample):
+    raw = json.loads(sample.to_json())
+    attack = {"attacker": "a", "settings": "", "outcome": "failed", "key": "../../etc/passwd"}
+    raw["cuts"][0]["attacks"] = [attack]
+    with pytest.raises(ConfigError, match=r"attacks\.0\.key"):
+        c.SplitConfig.parse(json.dumps(raw).encode())
+    for bad in ("a" * 63, "A" * 64, "a" * 64 + "\n", "a" * 64 + "/x"):
+        attack["key"] = bad
+        with pytest.raises(ConfigError):
+            c.SplitConfig.parse(json.dumps(raw).encode())
 
 
 def test_json_schema_names_the_public_keys():
