@@ -166,11 +166,16 @@ class Panel(_Strict):
 
 
 class Privacy(_Strict):
-    """The question that was asked of every cut, and the chosen cut's answer."""
+    """The question that was asked of every cut, and the chosen cut's answer.
+
+    ``evidence`` is at most what ``budget`` stands for: less with fewer images, a reduced panel or
+    a lower resolution than the budget's.
+    """
 
     threshold: float
     scale: Literal["corrected", "raw"]
     rule: str
+    budget: Literal["quick", "standard", "full"]
     evidence: Literal["screening", "standard", "full"]
     floor: float
     floor_p95: float

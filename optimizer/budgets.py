@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -79,6 +80,23 @@ BUDGETS = {
         {"linear": {}, "decoder": {"epochs": 100, "width": 128, "blocks": 3, "patience": 15}},
     ),
 }
+
+
+def evidence_of(budget: Budget, panel: Collection[str], images: int, resolution: int) -> Evidence:
+    """What a run's results are worth: the budget's label only if the run had all of it.
+
+    Args:
+        budget: The level asked for.
+        panel: Names of the attackers that ran.
+        images: How many images there were.
+        resolution: Side in pixels at which they were scored; below 112 nothing is certified.
+    """
+    if set(budget.settings) - set(panel) or resolution < 112:
+        return "screening"
+    levels = [b for b in BUDGETS.values() if b.split.total <= images]
+    order: list[Evidence] = ["screening", "standard", "full"]
+    reached = max((order.index(b.evidence) for b in levels), default=0)
+    return order[min(reached, order.index(budget.evidence))]
 
 
 def pick(name: str) -> Budget:

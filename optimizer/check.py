@@ -18,7 +18,7 @@ from ..profilers.base import CutLatency, Figure
 from ..profilers.profile import profile
 from ..settings import discover, read
 from ..splitting import boundary_nodes
-from .budgets import BUDGETS, pick
+from .budgets import pick
 from .choose import TIE, choose
 from .find import SplitResult, Watcher, find
 from .result import graph_hash
@@ -280,10 +280,6 @@ def _stored_evidence(
     return [i for i, v in enumerate(verdicts) if v.safe]
 
 
-def _stored_budget(config: SplitConfig) -> str:
-    return next(b.name for b in BUDGETS.values() if b.evidence == config.privacy.evidence)
-
-
 def _attacked_again(
     result: CheckResult,
     config: SplitConfig,
@@ -305,8 +301,8 @@ def _attacked_again(
             f"an attack needs `data`: the evidence was made on {config.privacy.data!r}",
         )  # fmt: skip
         return None
-    effort = pick(budget or _stored_budget(config))
-    stored = _stored_budget(config)
+    stored = config.privacy.budget
+    effort = pick(budget or stored)
     panel = [a.name for a in config.privacy.attackers]
     strongest = max(
         config.privacy.attacks, key=lambda a: a.score if a.score is not None else -1.0

@@ -29,8 +29,8 @@ from .storage import open_storage
 class Watcher(Protocol):
     """Whoever shows progress."""
 
-    def stage(self, text: str) -> None:
-        """A new stage of the run begins."""
+    def stage(self, text: str, jobs: int | None = None) -> None:
+        """A new stage of the run begins; it has at most `jobs` attacks, where it has any."""
 
     def progress(self, what: str, share: float) -> None:
         """Part of the current stage is done; `share` in [0, 1]."""
@@ -40,7 +40,7 @@ class Watcher(Protocol):
 
 
 class _Silent:
-    def stage(self, text: str) -> None: ...
+    def stage(self, text: str, jobs: int | None = None) -> None: ...
     def progress(self, what: str, share: float) -> None: ...
     def attacked(self, cut: str, attacker: str, score: float | None, leaks: bool) -> None: ...
 
@@ -191,7 +191,7 @@ def find(
     )  # fmt: skip
     store.on_progress = watcher.progress
 
-    watcher.stage(f"attacking {len(listed)} cuts with {', '.join(panel)}")
+    watcher.stage(f"attacking {len(listed)} cuts with {', '.join(panel)}", len(listed) * len(panel))
     search = Search(
         listed, timing.cuts, store, panel, floor,
         threshold=ssim, scale=scale, resolution=side, storage=opened, seed=seed, device=device,

@@ -17,7 +17,7 @@ from ..graph import Cut, LayerGraph
 from ..hashing import hash_json
 from ..models import LoadedModel
 from ..profilers.base import CutLatency, Figure, Profile, Verification
-from .budgets import Budget
+from .budgets import Budget, evidence_of
 from .rule import TEXT, Verdict
 from .search import Outcome
 
@@ -110,7 +110,8 @@ def build_config(
         threshold=threshold,
         scale="raw" if scale == "raw" else "corrected",
         rule=TEXT,
-        evidence=budget.evidence,
+        budget=budget.name,  # type: ignore[arg-type]
+        evidence=evidence_of(budget, panel, images.split.total, resolution),
         floor=float(floor.mean()),
         floor_p95=float(np.quantile(floor, 0.95)),
         ssim=PROTOCOL,
@@ -172,7 +173,7 @@ def build_config(
         ),
         seed=seed,
         versions=versions(),
-        warnings=_warnings(model, images, timing, budget, rows, chosen, panel),
+        warnings=_warnings(model, images, timing, budget, privacy.evidence, rows, chosen, panel),
         command=command,
     )
 
@@ -211,15 +212,21 @@ def _warnings(
     images: ImageSet,
     timing: Profile,
     budget: Budget,
+    evidence: str,
     rows: list[c.CutRow],
     chosen: int | None,
     panel: dict[str, Attacker],
 ) -> list[str]:
     found = [*model.warnings, *images.warnings, *timing.warnings]
-    if budget.evidence == "screening":
+    if evidence == "screening" and budget.evidence == "screening":
         found.append(
             "budget quick screens and does not certify: attackers train briefly on few images; "
             "confirm the cut with --budget standard or full"
+        )
+    elif evidence != budget.evidence:
+        found.append(
+            f"evidence is {evidence} only: the run had fewer images, attackers or pixels than "
+            f"budget {budget.name} wants"
         )
     if set(budget.settings) - set(panel):
         left = ", ".join(sorted(set(budget.settings) - set(panel)))

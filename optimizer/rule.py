@@ -72,6 +72,7 @@ def judge(
     worst_after = ""
     all_complete = True
     gap = ""
+    blocked = ""  # the last cut with complete evidence that is not safe
     for i in reversed(range(len(names))):
         found = {a: evidence[i, a] for a in panel if (i, a) in evidence}
         scores = [e.score for e in found.values() if e.score is not None]
@@ -92,8 +93,10 @@ def judge(
         failed = any(e.score is None for e in found.values())
         status, reason = _status(
             names[i], low, low_after, high_after, worst_after, threshold,
-            complete, all_complete, gap, failed, bool(found),
+            complete, all_complete, gap, failed, bool(found), blocked,
         )  # fmt: skip
+        if status != "safe" and complete and not blocked:
+            blocked = names[i]
         verdicts.append(
             Verdict(value, low, high, value_after, high_after, low_after, complete, status, reason)
         )
@@ -112,6 +115,7 @@ def _status(
     gap: str,
     failed: bool,
     attacked: bool,
+    blocked: str,
 ) -> tuple[Status, str]:
     if low is not None and low >= threshold:
         return "leaks", "proven here"
@@ -121,6 +125,8 @@ def _status(
         return "safe", "below the threshold here and later"
     if failed:
         return "failed", "an attack failed: counts as leaking"
+    if not complete and blocked:
+        return "undecided", f"a later cut, {blocked}, is not proven safe"
     if not complete and not attacked:
         return "not attacked", "counts as leaking"
     if not complete:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ from ..attackers.scoring import Score, corrected, score, ssim_of
 from ..cache import cache_dir
 from ..config import Attack
 from ..datasets import at_resolution
-from ..errors import PartoptError
+from ..errors import ConfigError, PartoptError
 from ..graph import Cut
 from ..hashing import derive_seed, hash_json
 from ..profilers.base import CutLatency
@@ -169,13 +170,24 @@ class Search:
                 self.exhaustive,
             ]
         )
-        return optuna.create_study(
+        study = optuna.create_study(
             storage=self.storage,
             study_name=f"partopt-{identity[:16]}",
             sampler=SuffixSampler(len(self.cuts), self.plan.panel, self._decide),
             direction="minimize",
             load_if_exists=True,
         )
+        version = study.user_attrs.get("attack_version", ATTACK_VERSION)
+        if version != ATTACK_VERSION:
+            raise ConfigError(
+                f"study {study.study_name!r} is of attack version {version}, this is "
+                f"{ATTACK_VERSION}; give another --storage or remove the study"
+            )
+        study.set_user_attr("attack_version", ATTACK_VERSION)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(["total latency ms"])
+        return study
 
     def _reuse(self) -> None:
         keys = {

@@ -89,8 +89,8 @@ def _cuts(config: SplitConfig) -> Table:
         chosen = config.cut is not None and row.name == config.cut.name
         lat = row.latency_ms
         verdict = _WORD[row.status]
-        if row.status == "leaks" and "later" in row.reason:
-            verdict = "leaks (a later cut does)"
+        if "later cut" in row.reason:
+            verdict += " (a later cut)"
         table.add_row(
             ("> " if chosen else "  ") + row.name,
             f"{lat.enclave.ms:.2f}",

@@ -3,6 +3,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does, before torch is there
+os.environ.setdefault("COLUMNS", "160")
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +95,3 @@ def photo_folder(tmp_path) -> Path:
     (folder / "class0" / "bad.jpg").write_bytes(b"\xff\xd8 not a picture")
     (folder / "copy.png").write_bytes((folder / "class0" / "000.png").read_bytes())
     return folder
-
-
-os.environ.setdefault("COLUMNS", "160")

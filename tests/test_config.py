@@ -33,7 +33,8 @@ def sample() -> c.SplitConfig:
         latency_ms=None,
         full_enclave_ms=TIME,
         privacy=c.Privacy(
-            threshold=0.2, scale="corrected", rule="r", evidence="screening", floor=0.2,
+            threshold=0.2, scale="corrected", rule="r", budget="quick", evidence="screening",
+            floor=0.2,
             floor_p95=0.3, ssim="s", resolution=8, data="d", data_hash="0", images={"test": 1},
             skipped=[], attackers=[],
         ),

@@ -14,14 +14,15 @@ from partopt.attackers.features import FeatureStore
 from partopt.attackers.linear import Linear
 from partopt.attackers.panel import make
 from partopt.datasets import Split, load_images
-from partopt.errors import AttackError, UsageError
-from partopt.optimizer.budgets import BUDGETS, pick
+from partopt.errors import AttackError, ConfigError, UsageError
+from partopt.optimizer import search as search_module
+from partopt.optimizer.budgets import BUDGETS, evidence_of, pick
 from partopt.optimizer.find import find
 from partopt.optimizer.floor import floor_of
 from partopt.optimizer.rule import judge
 from partopt.optimizer.search import Search
 from partopt.optimizer.storage import fail_orphans, open_storage
-from partopt.profilers.profile import profile
+from partopt.profilers.base import CutLatency, Figure
 
 SETTINGS = {
     "linear": {"max_cells": 8000},
@@ -50,7 +51,8 @@ def arena(tiny_loaded, tmp_path):
     cuts = graph.cuts("all")
     images = load_images(None, tiny_loaded.preprocessing, Split(64, 16, 24))
     store = FeatureStore(tmp_path / "f", graph, tiny_loaded.preprocessing, images, "w")
-    latencies = profile(graph, cuts, repetitions=1, warmup=0).cuts
+    same = Figure(1.0, 0.0, "measured", "native")  # all ties, as on a host without enclave and GPU
+    latencies = [CutLatency(same, same, same, same)] * len(cuts)
     floor = floor_of(images, 32, 0)
 
     def make_search(storage, threshold=0.2, settings=SETTINGS, **kwargs):
@@ -107,13 +109,38 @@ def test_other_settings_do_not_reuse(arena, tmp_path):
     assert arena(open_storage(path)[0], seed=1).run().reused == 0
 
 
+def test_results_of_another_version_are_not_reused(arena, tmp_path, monkeypatch):
+    path = str(tmp_path / "s.journal")
+    monkeypatch.setattr(search_module, "ATTACK_VERSION", 0)
+    ran = arena(open_storage(path)[0]).run().run
+    monkeypatch.undo()
+    outcome = arena(open_storage(path)[0]).run()
+    assert (outcome.run, outcome.reused) == (ran, 0)
+
+
+def test_a_study_of_another_version_is_refused(arena, tmp_path):
+    storage, _ = open_storage(str(tmp_path / "s.journal"))
+    name = arena(storage).run().study
+    optuna.load_study(study_name=name, storage=storage).set_user_attr("attack_version", 999)
+    with pytest.raises(ConfigError, match="attack version 999"):
+        arena(storage).run()
+
+
+def test_a_damaged_journal_is_one_sentence(tmp_path):
+    path = tmp_path / "s.journal"
+    path.write_text('{"op_code": 0, "worker_id"\n{"op_code": 99}\n')
+    with pytest.raises(UsageError, match="`storage` got"):
+        open_storage(str(path))
+
+
 def test_a_proof_for_a_lower_threshold_is_no_evidence_for_a_higher_one(arena, tmp_path):
     path = str(tmp_path / "s.journal")
-    low = arena(open_storage(path)[0], threshold=0.02)
+    only = {"decoder": SETTINGS["decoder"]}
+    low = arena(open_storage(path)[0], threshold=0.02, settings=only)
     low.run()
     short = [j for j, a in low.outcome.attacks.items() if a.outcome == "stopped at proof"]
     assert short, "the low threshold must have stopped an attack early"
-    high = arena(open_storage(path)[0], threshold=0.9)
+    high = arena(open_storage(path)[0], threshold=0.9, settings=only)
     high.run()
     for job in short:
         if job in high.outcome.attacks:
@@ -282,6 +309,18 @@ def test_raw_scale_and_reduced_panel_are_said(tiny_loaded, small):
 def test_wrong_arguments(tiny_loaded, small, kwargs, message):
     with pytest.raises(UsageError, match=message):
         find(tiny_loaded, repetitions=1, **kwargs)
+
+
+def test_evidence_is_what_the_run_had():
+    full, standard = BUDGETS["full"], BUDGETS["standard"]
+    panel = ["linear", "decoder"]
+    assert evidence_of(full, panel, 5000, 224) == "full"
+    assert evidence_of(full, panel, 1700, 224) == "standard"
+    assert evidence_of(full, panel, 500, 224) == "screening"
+    assert evidence_of(standard, panel, 5000, 224) == "standard"
+    assert evidence_of(standard, ["linear"], 5000, 224) == "screening"
+    assert evidence_of(standard, panel, 5000, 64) == "screening"
+    assert evidence_of(BUDGETS["quick"], panel, 5000, 224) == "screening"
 
 
 def test_budgets_are_labelled():
