@@ -55,6 +55,7 @@ def to_svg(figure: Any, label: str) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Clip paths and markers of several charts on one page must not share names.
     prefix = re.sub(r"[^a-z]", "", label.lower())[:24]
     text = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', text)

@@ -1,0 +1,57 @@
+"""Strength and time of the linear attacker, cut by cut, at the model's resolution.
+
+    python benchmarks/linear.py --weights mobilenet_v2.pth --data photos --mean 0.5 --std 0.5
+
+Prints raw SSIM on unseen photos and the seconds that fitting took, features not included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from partopt.attackers.features import FeatureStore
+from partopt.attackers.panel import make
+from partopt.attackers.scoring import ssim_of
+from partopt.cache import cache_dir
+from partopt.datasets import Split, load_images
+from partopt.models import load_model
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mobilenet_v2")
+    parser.add_argument("--weights", default="DEFAULT")
+    parser.add_argument("--mean", type=float, nargs="*")
+    parser.add_argument("--std", type=float, nargs="*")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--photos", type=int, default=500)
+    parser.add_argument(
+        "--cuts", nargs="*", default=["features.0", "features.3", "features.6", "features.10"]
+    )
+    args = parser.parse_args()
+    model = load_model(args.model, weights=args.weights, mean=args.mean, std=args.std)
+    images = load_images(args.data, model.preprocessing, Split(args.photos, 48, 64))
+    graph = model.trace()
+    store = FeatureStore(
+        cache_dir("features"), graph, model.preprocessing, images, model.weights_hash
+    )
+    cuts = graph.cuts(args.cuts)
+    print(f"{args.model}, weights {model.weights}, {images.source}")
+    print("| cut | raw SSIM | seconds |\n|---|---|---|")
+    for cut in cuts:
+        train, held_out, test = (store.rows(cut, p, cuts) for p in ("train", "validation", "test"))
+        attacker = make("linear")
+        start = time.monotonic()
+        validation = (held_out, images.part("validation"))
+        attacker.fit(train, images.part("train"), validation=validation)
+        seconds = time.monotonic() - start
+        raw = ssim_of(attacker.reconstruct, test, images.part("test")).mean()
+        print(f"| `{cut.name}` | {raw:.3f} | {seconds:.1f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
