@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..attackers.scoring import Score
-from ..config import Attack, CutRow, SplitConfig
+from ..config import CutRow, SplitConfig
 from ..datasets import GENERATED
 from ..errors import ConfigError, CutError, PartoptError, UsageError
 from ..graph import Cut, LayerGraph
@@ -244,13 +243,6 @@ def _weights_same(
     return same_weights and same_graph
 
 
-def _score(attack: Attack, scale: str) -> Score | None:
-    if attack.score is None or attack.low is None or attack.high is None:
-        return None
-    raw = attack.ssim_raw or 0.0
-    return Score(raw, raw, raw, attack.score, attack.low, attack.high, scale)
-
-
 def _stored_evidence(
     result: CheckResult, config: SplitConfig, threshold: float
 ) -> list[int] | None:
@@ -258,7 +250,7 @@ def _stored_evidence(
     assert config.cut is not None
     panel = [a.name for a in config.privacy.attackers]
     evidence = {
-        (i, a.attacker): Evidence(_score(a, config.privacy.scale), a.outcome == "full budget")
+        (i, a.attacker): Evidence.of(a, config.privacy.scale)
         for i, row in enumerate(config.cuts)
         for a in row.attacks
     }

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..attackers.scoring import Score
-from ..config import Status
+from ..config import Attack, Status
 
 TEXT = (
     "safe only if the upper end of the interval of the largest score over all attackers, here and "
@@ -31,6 +31,17 @@ class Evidence:
 
     score: Score | None
     complete: bool
+
+    @classmethod
+    def of(cls, attack: Attack, scale: str) -> Evidence:
+        """What a recorded attack is worth to the rule; no score or interval is a failure."""
+        if attack.score is None or attack.low is None or attack.high is None:
+            return cls(None, False)
+        result = Score(
+            attack.ssim_raw or 0.0, attack.ssim_p95 or 0.0, attack.ssim_max or 0.0,
+            attack.score, attack.low, attack.high, scale,
+        )  # fmt: skip
+        return cls(result, attack.outcome == "full budget")
 
 
 @dataclass(frozen=True)

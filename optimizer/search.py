@@ -201,7 +201,7 @@ class Search:
             result = self._score(job, np.asarray(attrs["ssim_per_image"], float))
             if not attrs["complete"] and result.low < self.threshold:
                 continue  # it stopped at a proof for a lower threshold: run it in full
-            self._record(job, _attack_from(trial, self.panel[job[1]], result), attrs["complete"])
+            self._record(job, _attack_from(trial, self.panel[job[1]], result))
             self.outcome.reused += 1
 
     def _decide(self, running: set[Job]) -> Job | None:
@@ -261,7 +261,7 @@ class Search:
                 attacker=job[1], settings=repr(attacker), outcome="failed", note=note,
                 image_steps=context.image_steps, seconds=time.monotonic() - start,
             )  # fmt: skip
-            self._record(job, failed, complete=False)
+            self._record(job, failed)
             self._count(cut, failed, context)
             return
         except BaseException:
@@ -271,7 +271,6 @@ class Search:
         seconds = time.monotonic() - start
         per_image = per_image.round(6)  # what is stored is what is judged
         result = self._score(job, per_image)
-        complete = not context.stopped_early
         key = self.key(cut, self.panel[job[1]])
         attributes = {
             "key": key,
@@ -281,7 +280,7 @@ class Search:
             "score_high": result.high,
             "ssim_raw": result.raw,
             "ssim_per_image": per_image.tolist(),
-            "complete": complete,
+            "complete": not context.stopped_early,
             "settings": repr(attacker),
             "image_steps": context.image_steps,
             "seconds": round(seconds, 3),
@@ -292,7 +291,7 @@ class Search:
         self._keep_pictures(trial, job, attacker, key)
         stored = study._storage.get_trial(trial._trial_id)
         attack = _attack_from(stored, self.panel[job[1]], result)
-        self._record(job, attack, complete)
+        self._record(job, attack)
         with self._lock:
             verdict = judge(self.names, self.plan.panel, self.outcome.evidence, self.threshold)[
                 job[0]
@@ -372,15 +371,9 @@ class Search:
         seed = derive_seed(self.seed, "bootstrap")
         return score(per_image, self.floor, scale=self.scale, seed=seed)
 
-    def _record(self, job: Job, attack: Attack, complete: bool) -> None:
-        result = None
-        if attack.score is not None:
-            result = Score(
-                attack.ssim_raw or 0.0, attack.ssim_p95 or 0.0, attack.ssim_max or 0.0,
-                attack.score, attack.low or 0.0, attack.high or 0.0, self.scale,
-            )  # fmt: skip
+    def _record(self, job: Job, attack: Attack) -> None:
         with self._lock:
-            self.outcome.evidence[job] = Evidence(result, complete)
+            self.outcome.evidence[job] = Evidence.of(attack, self.scale)
             self.outcome.attacks[job] = attack
 
     def _count(self, cut: Cut, attack: Attack, context: Context) -> None:
