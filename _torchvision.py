@@ -44,7 +44,5 @@ _import()
 
 import torchvision.models as models  # noqa: E402
 from torchvision.models.feature_extraction import NodePathTracer  # noqa: E402
-from torchvision.transforms import InterpolationMode  # noqa: E402
-from torchvision.transforms import functional as transforms  # noqa: E402
 
-__all__ = ["InterpolationMode", "NodePathTracer", "models", "transforms"]
+__all__ = ["NodePathTracer", "models"]

@@ -204,7 +204,10 @@ class Search(_Strict):
 
 
 class SplitConfig(_Strict):
-    """A run's result. ``cut`` is None where no cut is safe."""
+    """A run's result. ``cut`` is None where no cut is safe.
+
+    ``mrenclave`` is the measurement of the head's enclave, once a bundle was signed.
+    """
 
     schema_: int = Field(default=SCHEMA, alias="schema")
     model: ModelInfo
@@ -218,6 +221,7 @@ class SplitConfig(_Strict):
     versions: dict[str, str]
     warnings: list[str]
     command: str = ""
+    mrenclave: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
     def to_json(self) -> str:
         """JSON with stable key order."""

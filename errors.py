@@ -8,7 +8,13 @@
     ├── DataError                   too few usable images, or none
     ├── ConfigError (ValueError)    a split config is malformed, of another schema, or unsafe
     ├── BackendError                a profiler backend is not available here
-    └── AttackError                 an attacker diverged or could not be scored
+    ├── AttackError                 an attacker diverged or could not be scored
+    ├── ExportError                 a cut cannot be exported as two programs
+    ├── BundleError (ValueError)    a bundle is damaged, tampered with or of another schema
+    ├── FrameError (ValueError)     a frame is torn, oversized, truncated or not what it should be
+    ├── SessionError                a client's encrypted session is refused or broken
+    │   └── AttestationError        the enclave could not prove what it is
+    └── ServiceError                a worker is gone, busy or cannot be started
 
 Messages are one sentence: the argument, what it got, what to do.
 """
@@ -59,6 +65,42 @@ class BackendError(PartoptError):
 
 class AttackError(PartoptError):
     """An attacker diverged or gave something that cannot be scored."""
+
+
+class ExportError(PartoptError):
+    """A head or tail cannot be written as a program of plain ATen operators."""
+
+
+class BundleError(PartoptError, ValueError):
+    """A bundle is incomplete, damaged, tampered with, of another schema, or its key is wrong."""
+
+
+class FrameError(PartoptError, ValueError):
+    """A frame from another process is refused.
+
+    ``code`` is one of ``torn``, ``replayed``, ``forged``, ``oversized``, ``truncated``,
+    ``malformed`` and ``unexpected``.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class SessionError(PartoptError):
+    """The encrypted session between client and head worker cannot be made or go on."""
+
+
+class AttestationError(SessionError):
+    """The head worker did not prove that it is the expected enclave."""
+
+
+class ServiceError(PartoptError):
+    """A request was not answered: ``code`` says why (``busy``, ``tail-lost``, ``locked``, ...)."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ._torchvision import InterpolationMode, transforms
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -38,13 +36,37 @@ class Preprocessing:
     source: str = "defaults: 224 pixels, ImageNet mean and std"
 
     def to_unit(self, image: Image.Image) -> np.ndarray:
-        """Decode, resize and crop; return uint8 RGB of shape (3, input_size, input_size)."""
-        tensor = transforms.pil_to_tensor(image.convert("RGB"))
-        mode = InterpolationMode(self.interpolation)
+        """Decode, resize and crop; return uint8 RGB of shape (3, input_size, input_size).
+
+        The same pixels as torchvision's ``Resize`` (antialiased) and ``CenterCrop``, in plain
+        torch: this also runs in the enclave, where every further library is code to trust.
+        """
+        pixels = np.array(image.convert("RGB")).transpose(2, 0, 1)
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels))
         if min(tensor.shape[-2:]) != self.resize:
-            tensor = transforms.resize(tensor, [self.resize], mode, antialias=True)
-        cropped = transforms.center_crop(tensor, [self.input_size, self.input_size])
-        return np.asarray(cropped.numpy())
+            tensor = self._resized(tensor)
+        side = self.input_size
+        short = [max(0, side - n) for n in tensor.shape[-2:]]
+        if any(short):
+            (y, x) = short
+            pad = [x // 2, (x + 1) // 2, y // 2, (y + 1) // 2]
+            tensor = torch.nn.functional.pad(tensor, pad)
+        top, left = (round((n - side) / 2) for n in tensor.shape[-2:])
+        return np.asarray(tensor[:, top : top + side, left : left + side].numpy())
+
+    def _resized(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Bring the short side to `resize` pixels."""
+        height, width = tensor.shape[-2:]
+        long = int(self.resize * max(height, width) / min(height, width))
+        size = [self.resize, long] if height <= width else [long, self.resize]
+        scaled = torch.nn.functional.interpolate(
+            tensor[None].float(),
+            size=size,
+            mode=self.interpolation,
+            align_corners=False,
+            antialias=True,
+        )
+        return scaled.clamp(0, 255).round().to(torch.uint8)[0]
 
     def normalise(self, unit: torch.Tensor) -> torch.Tensor:
         """Map RGB in [0, 1], shape (N, 3, H, W), to the model's input."""
@@ -64,6 +86,6 @@ def from_torchvision(preset: Any) -> Preprocessing:
         resize=int(preset.resize_size[0]),
         mean=tuple(preset.mean),
         std=tuple(preset.std),
-        interpolation=InterpolationMode(preset.interpolation).value,
+        interpolation=str(preset.interpolation.value),
         source="torchvision weights metadata",
     )

@@ -11,12 +11,13 @@ from ..config import CutRow, SplitConfig
 from ..datasets import GENERATED
 from ..errors import ConfigError, CutError, PartoptError, UsageError
 from ..graph import Cut, LayerGraph
-from ..models import LoadedModel, load_model
+from ..models import LoadedModel
 from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import CutLatency, Figure
 from ..profilers.profile import profile
 from ..settings import discover, read
 from ..splitting import boundary_nodes
+from ..stored import load_stored
 from .budgets import pick
 from .choose import TIE, choose
 from .find import SplitResult, Watcher, find
@@ -122,7 +123,7 @@ def check(
         raise UsageError(f"`latency-tolerance` got {latency_tolerance}; use a share above 0")
     result = CheckResult(Path(path).name, model or config.model.spec, config.cut.name)
     try:
-        loaded = _load(config, model, weights, trust_model)
+        loaded = load_stored(config, model, weights, trust_model)
         graph = loaded.trace()
         if not _graph_holds(result, config, graph):
             return result
@@ -185,30 +186,6 @@ def check_all(
             unread.add("config", "undecided", str(error))
             results.append(unread)
     return results
-
-
-def _load(
-    config: SplitConfig, model: str | None, weights: str | None, trust_model: bool
-) -> LoadedModel:
-    stored, spec = config.model, model or config.model.spec
-    if weights is None and model is None:
-        if stored.weights.startswith("file: ") and not spec.endswith(".pt2"):
-            raise ConfigError(
-                f"`weights` is needed: the split config was made with {stored.weights!r}, "
-                "give the file with --weights"
-            )
-        weights = "none" if stored.random_weights else "DEFAULT"
-    p = stored.preprocessing
-    return load_model(
-        spec,
-        weights=weights or "DEFAULT",
-        strict=True,
-        trust_model=trust_model,
-        mean=p.mean,
-        std=p.std,
-        input_size=p.input_size,
-        seed=config.seed,
-    )
 
 
 def _graph_holds(result: CheckResult, config: SplitConfig, graph: LayerGraph) -> bool:

@@ -1,0 +1,142 @@
+"""Proof that a head worker is the enclave that was exported: making and checking SGX quotes.
+
+A quote (ECDSA, version 3) holds the enclave's measurement and 64 bytes of its choice, here the hash
+of the handshake. Its signature and the platform's state are judged by Intel's DCAP quote
+verification library; where that library is missing the quote is refused, not believed.
+Layout: Intel, "SGX ECDSA Quote Library Reference" (DCAP), structures sgx_quote3_t and
+sgx_report_body_t.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import AttestationError
+from .session import Hello
+
+_REPORT_DATA = Path("/dev/attestation/user_report_data")
+_QUOTE = Path("/dev/attestation/quote")
+_BODY = 48  # bytes of the quote's header
+_ATTRIBUTES, _MRENCLAVE, _MRSIGNER, _USER = _BODY + 48, _BODY + 64, _BODY + 128, _BODY + 320
+_SHORTEST = _BODY + 384 + 4
+_DEBUG = 0x2
+
+LABELS = {
+    "gramine-sgx": "SGX enclave: the host sees boundary tensors and answers, not images or weights",
+    "gramine-direct": "NO PROTECTION: Gramine without SGX, the host can read everything",
+    "native": "NO PROTECTION: an ordinary process, the host can read everything",
+}
+
+
+def own_quote(report_data: bytes) -> bytes:
+    """The quote of the enclave that this runs in, for 64 bytes of report data.
+
+    Raises:
+        AttestationError: Gramine offers no quotes here.
+    """
+    try:
+        _REPORT_DATA.write_bytes(report_data)
+        return _QUOTE.read_bytes()
+    except OSError as error:
+        raise AttestationError(
+            f"this enclave cannot be quoted ({error.strerror}); set up the AESM service and DCAP"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Quote:
+    """The parts of a quote that are compared."""
+
+    mrenclave: bytes
+    mrsigner: bytes
+    debug: bool
+    report_data: bytes
+
+
+def parse(quote: bytes) -> Quote:
+    """Read a version 3 quote.
+
+    Raises:
+        AttestationError: Not such a quote.
+    """
+    if len(quote) < _SHORTEST or int.from_bytes(quote[:2], "little") != 3:
+        raise AttestationError("the head worker's quote is no SGX quote of version 3")
+    flags = int.from_bytes(quote[_ATTRIBUTES : _ATTRIBUTES + 8], "little")
+    return Quote(
+        quote[_MRENCLAVE : _MRENCLAVE + 32],
+        quote[_MRSIGNER : _MRSIGNER + 32],
+        bool(flags & _DEBUG),
+        quote[_USER : _USER + 64],
+    )
+
+
+def verified_by_dcap(quote: bytes) -> None:
+    """Let Intel's library check signature, certificates and platform state.
+
+    Raises:
+        AttestationError: The library is missing, or does not answer "OK".
+    """
+    name = ctypes.util.find_library("sgx_dcap_quoteverify")
+    if name is None:
+        raise AttestationError(
+            "the quote cannot be checked: libsgx_dcap_quoteverify is missing; install "
+            "libsgx-dcap-quote-verify on the client"
+        )
+    library = ctypes.CDLL(name)
+    expired, result = ctypes.c_uint32(1), ctypes.c_uint32(0xFFFF)
+    code = library.sgx_qv_verify_quote(
+        quote, ctypes.c_uint32(len(quote)), None, ctypes.c_int64(int(time.time())),
+        ctypes.byref(expired), ctypes.byref(result), None, ctypes.c_uint32(0), None,
+    )  # fmt: skip
+    if code != 0 or result.value != 0 or expired.value != 0:
+        raise AttestationError(
+            f"the quote is refused: library code {code:#x}, result {result.value:#x}, collateral "
+            f"{'expired' if expired.value else 'valid'}; update the platform or its collateral"
+        )
+
+
+def verifier(
+    mrenclave: str | None,
+    *,
+    insecure: bool,
+    by_library: Callable[[bytes], None] = verified_by_dcap,
+) -> Callable[[Hello], None]:
+    """What a client demands of a head worker.
+
+    Args:
+        mrenclave: The measurement in the bundle, hexadecimal; None if it was never signed.
+        insecure: Go on without proof (``--insecure-no-attestation``).
+        by_library: Checks the quote's signature.
+    """
+
+    def verify(hello: Hello) -> None:
+        if insecure:
+            return
+        if not hello.quote:
+            raise AttestationError(
+                f"the head worker runs as {hello.backend!r} and proves nothing "
+                f"({LABELS.get(hello.backend, 'unknown backend')}); use gramine-sgx, or accept it "
+                "with --insecure-no-attestation"
+            )
+        quote = parse(hello.quote)
+        if mrenclave is None:
+            raise AttestationError(
+                "the bundle has no MRENCLAVE to compare with; export it with --sign KEY.pem"
+            )
+        if quote.mrenclave.hex() != mrenclave.lower():
+            raise AttestationError(
+                f"the enclave measures {quote.mrenclave.hex()[:16]}..., not the bundle's "
+                f"{mrenclave[:16]}...; it is another program"
+            )
+        if quote.debug:
+            raise AttestationError("the enclave is in debug mode: the host can read it; sign anew")
+        if quote.report_data != hello.report_data:
+            raise AttestationError("the quote belongs to another handshake; connect again")
+        by_library(hello.quote)
+
+    return verify

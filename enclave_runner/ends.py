@@ -1,0 +1,25 @@
+"""The hand-off's two ends by name."""
+
+from __future__ import annotations
+
+import socket
+
+from .filedrop import FileDrop
+from .shm import SharedMemory
+from .start import Start
+from .tcp import Stream
+from .transport import SPIN_S, End, Shape
+
+
+def open_end(door: socket.socket, shape: Shape, start: Start, head: bool) -> End:
+    """Open this side of the hand-off that `start` names.
+
+    Inside the head worker other threads have work to do, so only the tail spins before it sleeps.
+    """
+    spin = 0.0 if head else SPIN_S
+    if start.transport == "shm":
+        area = start.area if start.descriptor < 0 else start.descriptor
+        return SharedMemory(door, shape, head, spin, area)
+    if start.transport == "file":
+        return FileDrop(door, shape, head, spin, start.area)
+    return Stream(door, shape, head, spin)

@@ -1,0 +1,100 @@
+"""The tail worker: an ordinary process on the accelerator that answers boundary tensors.
+
+    python -m partopt.enclave_runner.tail BUNDLE/tail
+
+Started by the orchestrator, which it asks for its settings.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from ..errors import PartoptError, ServiceError
+from .ends import open_end
+from .frames import ANSWER, FAILURE
+from .messages import Control
+from .parts import Part, load_program
+from .programs import Program
+from .start import Start, start_from
+from .transport import End, Shape
+
+
+def main(folder: Path) -> None:
+    """Serve until the head or the orchestrator goes."""
+    control = Control.dial()
+    try:
+        start = start_from(control.read())
+        torch.set_num_threads(start.threads)
+        part = Part.read(folder)
+        program = load_program(folder, part, None, start.device)
+        shape = Shape(part.inputs, part.outputs, start.batch, start.slots)
+        _warm_up(program, shape, start)
+        door = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        door.connect(("127.0.0.1", start.port))
+        door.sendall(bytes.fromhex(start.token))
+        if door.recv(1) != b"G":
+            raise ServiceError("head-lost", "the head worker did not take the tail")
+        end = open_end(door, shape, start, head=False)
+    except (PartoptError, OSError, RuntimeError) as error:
+        control.send(event="failed", error=f"{type(error).__name__}: {str(error)[:300]}")
+        sys.exit(1)
+    threading.Thread(target=_until_left, args=(control,), daemon=True).start()
+    control.send(event="ready", device=start.device)
+    serve(end, program, start.device)
+
+
+def _until_left(control: Control) -> None:
+    """End the process with the orchestrator."""
+    while control.read() is not None:
+        pass
+    os._exit(0)
+
+
+def _warm_up(program: Program, shape: Shape, start: Start) -> None:
+    for batch in {1, start.batch}:
+        zeros = [torch.zeros(t.at(batch)).to(_dtype(t.dtype)) for t in shape.boundary]
+        for _ in range(2):
+            compute(program, zeros, start.device)
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def compute(program: Program, tensors: list[torch.Tensor], device: str) -> list[torch.Tensor]:
+    """Run the tail on `device` and bring the answer back."""
+    if device == "cpu":
+        return list(program(*tensors))
+    return [t.cpu() for t in program(*(t.to(device, non_blocking=True) for t in tensors))]
+
+
+def serve(end: End, program: Program, device: str) -> None:
+    """Answer until the head worker closes the door."""
+    while True:
+        try:
+            got = end.receive()
+            if got is None:
+                continue
+            header, tensors = got
+            begun = time.perf_counter_ns()
+            try:
+                answer, kind = compute(program, tensors, device), ANSWER
+            except (RuntimeError, MemoryError):  # an accelerator out of memory, say
+                answer, kind = [], FAILURE
+            spent = time.perf_counter_ns() - begun
+            end.send(kind, header.request, answer, header.batch, spent)
+        except ServiceError:
+            return
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,181 @@
+"""Hand-off of boundary tensors and answers between the two workers: one interface, three ways.
+
+A *door* (a loopback TCP connection) tells each side that something has come, or that the other is
+gone; ``tcp`` sends the tensors through it, ``shm`` and ``file`` put them elsewhere. Inside Gramine
+neither Unix sockets, FIFOs nor shared semaphores reach the host, a loopback connection does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import FrameError, ServiceError
+from .frames import ANSWER, BOUNDARY, FAILURE, HEADER_BYTES, Expected, Header, check_whole
+from .parts import Layout, room
+
+NAMES = ("shm", "tcp", "file")
+MAX_SLOTS = 64
+SPIN_S = 100e-6
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What crosses: tensors each way, the largest batch, and how many frames may be under way."""
+
+    boundary: tuple[Layout, ...]
+    answer: tuple[Layout, ...]
+    batch: int
+    slots: int
+
+    def rooms(self, layouts: Sequence[Layout]) -> dict[int, int]:
+        """Body bytes for each batch size."""
+        return {n: room(layouts, n) for n in range(1, self.batch + 1)}
+
+
+def lost(who: str) -> ServiceError:
+    """The error for a peer that is gone."""
+    return ServiceError(f"{who}-lost", f"the {who} worker is gone; it is started again, ask again")
+
+
+class End(ABC):
+    """One side of the hand-off. Not safe for two threads in the same direction.
+
+    Args:
+        door: Connected socket to the other side.
+        shape: What crosses.
+        head: Whether this is the head worker's side.
+        spin: Seconds to poll before blocking.
+    """
+
+    def __init__(self, door: socket.socket, shape: Shape, head: bool, spin: float) -> None:
+        self.door, self.shape, self.head, self.spin = door, shape, head, spin
+        self.sent = 0
+        self.peer = "tail" if head else "head"
+        kinds = (ANSWER, FAILURE) if head else (BOUNDARY,)
+        self.outgoing = shape.boundary if head else shape.answer
+        self.incoming = shape.answer if head else shape.boundary
+        self.expected = Expected(kinds, shape.rooms(self.incoming))
+        door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(
+        self, kind: int, request: int, tensors: Sequence[torch.Tensor], batch: int, ns: int = 0
+    ) -> None:
+        """Hand over `tensors` (shapes as agreed, for `batch` images), or none with FAILURE.
+
+        Raises:
+            FrameError: Tensors of other shapes than agreed.
+            ServiceError: The other side is gone.
+        """
+        layouts = self.outgoing if kind != FAILURE else ()
+        for tensor, layout in zip(tensors, layouts, strict=True):
+            if tuple(tensor.shape) != layout.at(batch):
+                raise FrameError(
+                    "malformed",
+                    f"tensor {layout.name!r} has shape {tuple(tensor.shape)}, not {layout.at(batch)}",
+                )
+        self.sent += 1
+        length = room(layouts, batch) if layouts else 0
+        header = Header(kind, batch, self.sent, request, ns, length, 0)
+        with self._lost_if_broken():
+            self._put(header, tensors)
+
+    @contextlib.contextmanager
+    def _lost_if_broken(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise lost(self.peer) from error
+
+    @abstractmethod
+    def _put(self, header: Header, tensors: Sequence[torch.Tensor]) -> None:
+        """Store and announce one frame."""
+
+    @abstractmethod
+    def receive(self, timeout: float | None = None) -> tuple[Header, list[torch.Tensor]] | None:
+        """Wait for the next frame; None after `timeout` seconds.
+
+        The tail gets tensors that are good until it answers; the head gets private copies.
+
+        Raises:
+            FrameError: The frame is refused.
+            ServiceError: The other side is gone.
+        """
+
+    def close(self) -> None:
+        """Close the door; the other side notices."""
+        with contextlib.suppress(OSError):
+            self.door.shutdown(socket.SHUT_RDWR)
+        self.door.close()
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None) -> bool:
+        """Spin briefly on `ready`, then sleep until the door rings; False after `timeout`."""
+        start = time.perf_counter()
+        while True:
+            if ready():
+                return True
+            if time.perf_counter() - start > self.spin:
+                break
+        end = None if timeout is None else start + timeout
+        while not ready():
+            left = None if end is None else end - time.perf_counter()
+            if left is not None and left <= 0:
+                return False
+            with self._lost_if_broken():
+                self.door.settimeout(left)
+                try:
+                    rings = self.door.recv(4096)
+                except TimeoutError:
+                    continue  # time is up, or nearly
+            if not rings and not ready():
+                raise lost(self.peer)
+        return True
+
+    def _ring(self) -> None:
+        self.door.settimeout(None)
+        self.door.send(b"!")
+
+
+def whole_answer(header: Header, body: bytes) -> bytes:
+    """Check the private copy of an answer against its header."""
+    return check_whole(header, body) if header.kind == ANSWER else body
+
+
+def crc(header: Header, body: bytes | memoryview) -> Header:
+    """The header with the body's checksum where the frame is an answer."""
+    if header.kind != ANSWER:
+        return header
+    fields = {**header.__dict__, "crc": zlib.crc32(body)}
+    return Header(**fields)
+
+
+def receive_exactly(door: socket.socket, size: int) -> bytearray:
+    """`size` bytes from a socket.
+
+    Raises:
+        FrameError: The other side closed in the middle (``truncated``).
+        ConnectionError: It closed before the first byte.
+    """
+    data = bytearray(size)
+    view, got = memoryview(data), 0
+    while got < size:
+        count = door.recv_into(view[got:])
+        if count == 0:
+            if got == 0:
+                raise ConnectionError("closed")
+            raise FrameError("truncated", f"the connection ended after {got} of {size} bytes")
+        got += count
+    return data
+
+
+__all__ = [
+    "HEADER_BYTES", "MAX_SLOTS", "NAMES", "End", "Shape", "crc", "lost", "receive_exactly",
+    "whole_answer",
+]  # fmt: skip
