@@ -21,6 +21,7 @@ def _note(event: str, args: tuple[object, ...]) -> None:
 if __name__ == "__main__":
     sys.addaudithook(_note)
 
+import codecs
 import io
 import json
 import os
@@ -28,6 +29,7 @@ import socket
 import subprocess
 import threading
 from dataclasses import dataclass
+from importlib.util import source_from_cache
 from pathlib import Path
 
 import torch
@@ -117,17 +119,22 @@ def _rehearse(folder: Path, batch: int, key: bytes) -> None:
 
 def main(folder: Path, batch: int) -> None:
     """Rehearse and print."""
+    codecs.lookup("ascii")  # what Python falls back on where no locale is set
     runtime = _memory("VmRSS") - _memory("RssFile")
     _rehearse(folder, batch, bytes.fromhex(sys.stdin.read().strip()))
     libraries = _mapped()
     modules = {
         name
         for m in list(sys.modules.values())
-        for name in (getattr(m, "__file__", None), getattr(m, "__cached__", None))
+        for name in [getattr(m, "__file__", None)]
         if isinstance(name, str)
     }
     here = set(sys.modules[__name__].__dict__.get("__file__", "").split())
     files = {os.path.abspath(f) for f in _opened | modules | libraries} - here
+    # Inside Gramine every file is of the year 1970, so Python compiles each source anew.
+    compiled = {f for f in files if f.endswith(".pyc")}
+    files |= {source_from_cache(f) for f in compiled if "__pycache__" in f}
+    files -= {f for f in compiled if "__pycache__" in f}
     for path in libraries:
         files |= _other_names(path)
     start = [Path(sys.prefix) / "pyvenv.cfg", *(Path(p) for p in sys.path)]
@@ -137,7 +144,7 @@ def main(folder: Path, batch: int) -> None:
     kept = sorted(
         f
         for f in files
-        if os.path.isfile(f) and not f.startswith(_SYSTEM) and not f.startswith(inside)
+        if os.path.isfile(f) and not f.startswith((*_SYSTEM, inside))
     )
     seen = {
         "files": kept,

@@ -109,6 +109,7 @@ loader.entrypoint.uri = "file:{{{{ gramine.libos }}}}"
 loader.log_level = "{{{{ log_level | default('error') }}}}"
 loader.argv = [{", ".join(_q(a) for a in argv)}]
 loader.env.LD_LIBRARY_PATH = {_q(library_path)}
+loader.env.LC_ALL = "C.UTF-8"
 loader.env.GOMP_SPINCOUNT = "2000"
 loader.env.MALLOC_ARENA_MAX = "4"
 loader.env.PARTOPT_BACKEND = "gramine"
