@@ -14,9 +14,9 @@ from .transport import SPIN_S, End, Shape
 def open_end(door: socket.socket, shape: Shape, start: Start, head: bool) -> End:
     """Open this side of the hand-off that `start` names.
 
-    Inside the head worker other threads have work to do, so only the tail spins before it sleeps.
+    Inside the head worker other threads have work to do, so it spins for half as long.
     """
-    spin = 0.0 if head else SPIN_S
+    spin = SPIN_S / 2 if head else SPIN_S
     if start.transport == "shm":
         area = start.area if start.descriptor < 0 else start.descriptor
         return SharedMemory(door, shape, head, spin, area)

@@ -26,7 +26,7 @@ class FileDrop(End):
         super().__init__(door, shape, head, spin)
         self._folder = Path(folder)
         self._out = bytearray(HEADER_BYTES + room(self.outgoing, shape.batch))
-        self._rung = 0
+        self._rings = 0
 
     def _path(self, by_head: bool, number: int) -> str:
         slot = (number - 1) % self.shape.slots
@@ -53,17 +53,13 @@ class FileDrop(End):
     def receive(self, timeout: float | None = None) -> tuple[Header, list[torch.Tensor]] | None:
         """See the base class; tensors are private copies on both sides."""
         number = self.expected.number + 1
-        self.door.settimeout(timeout)
-        while self._rung < number:
-            try:
-                rings = self.door.recv(64)
-            except TimeoutError:
-                return None
-            except ConnectionError:
-                rings = b""
-            if not rings:
+        while self._rings < number:
+            came = self._rung(timeout)
+            if came == 0:
                 raise lost(self.peer)
-            self._rung += len(rings)
+            if came < 0:
+                return None
+            self._rings += came
         most = HEADER_BYTES + room(self.incoming, self.shape.batch)
         with open(self._path(not self.head, number), "rb") as file:
             data = file.read(most + 1)
