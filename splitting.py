@@ -54,6 +54,20 @@ def capture(graph: LayerGraph, cuts: Sequence[Cut]) -> fx.GraphModule:
     return _module(graph, new, "Capture")
 
 
+def observe(graph: LayerGraph, cuts: Sequence[Cut]) -> fx.GraphModule:
+    """The whole model, returning its answer's tensors and then the output of each cut's node."""
+    new, seen = fx.Graph(), Map()
+    for node in graph.module.graph.nodes:
+        if node.op == "output":
+            answer = fx.node.map_arg(node.args[0], lambda n: seen[n])
+            answers = list(answer) if isinstance(answer, (tuple, list)) else [answer]
+            nodes = [seen[graph.fx_node(c.node)] for c in cuts]
+            new.output((*answers, *nodes))
+            break
+        seen[node] = new.node_copy(node, lambda n: seen[n])
+    return _module(graph, new, "Observed")
+
+
 def instrument(graph: LayerGraph, cuts: Sequence[Cut], mark: Callable[[], Any]) -> fx.GraphModule:
     """The whole model with `mark` called at the start, after each cut's node and at the end.
 

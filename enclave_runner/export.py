@@ -24,6 +24,7 @@ from ..models import LoadedModel
 from ..splitting import split
 from ..stored import load_stored
 from . import optimise as opt
+from . import signing
 from .areas import drop_folder, shm_folder
 from .bundle import (
     LABELS, SPLIT, TEMPLATE, Bundle, Crossing, Footprint, Optimisation, digest,
@@ -434,22 +435,16 @@ def _sign(folder: Path, bundle: Bundle, key: Path, warnings: list[str]) -> Bundl
     """Run Gramine's tools where they exist; otherwise say what to run later."""
     if not key.is_file():
         raise UsageError(f"`sign` got {str(key)!r}, which does not exist")
-    tools = ("gramine-manifest", "gramine-sgx-sign")
-    if any(shutil.which(t) is None for t in tools):
-        warnings.append("not signed: gramine-manifest and gramine-sgx-sign are not on PATH")
+    if signing.missing():
+        warnings.append(f"not signed: {', '.join(signing.missing())} not on PATH")
         return bundle
-    run_tool(["gramine-manifest", TEMPLATE, "head.manifest"], folder)
-    run_tool(
-        ["gramine-sgx-sign", "--manifest", "head.manifest", "--output", "head.manifest.sgx",
-         "--key", str(key)], folder,
-    )  # fmt: skip
-    mrenclave = (folder / "head.sig").read_bytes()[960:992].hex()
+    mrenclave = signing.sign(folder, key)
     signed = bundle.model_copy(update={"mrenclave": mrenclave})
     config = c.SplitConfig.read(folder / SPLIT).model_copy(update={"mrenclave": mrenclave})
     config.write(folder / SPLIT)
     text = (folder / "README.md").read_text().replace(TOLD_TO_SIGN, f"MRENCLAVE: `{mrenclave}`")
     (folder / "README.md").write_text(text)
-    new = [SPLIT, "README.md", "head.manifest", "head.manifest.sgx", "head.sig"]
+    new = [SPLIT, "README.md", *signing.SIGNED]
     files = {**signed.files, **{n: digest(folder / n) for n in new}}
     return signed.model_copy(update={"files": dict(sorted(files.items()))})
 

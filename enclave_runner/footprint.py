@@ -3,7 +3,8 @@
     python -m partopt.enclave_runner.footprint BUNDLE/head BATCH < key
 
 prints one line of JSON. The run does all that a worker does (unseal, decode each image format,
-handshake, forward pass), so that what it opened is what an enclave must be allowed to open.
+handshake, forward pass), so that what it opened is what an enclave must be allowed to open. With a
+batch of 0 and a shape behind it, the folder is a profile worker's.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import os
 import socket
 import subprocess
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import source_from_cache
 from pathlib import Path
@@ -37,6 +39,7 @@ from PIL import Image
 
 from ..errors import ExportError
 from . import head as head_worker
+from . import probe
 from .messages import decode, encode
 from .parts import Part, load_program
 from .session import accept, connect
@@ -55,19 +58,20 @@ class Seen:
     prefixes: list[str]
 
 
-def look(folder: Path, batch: int, key: bytes) -> Seen:
-    """Run a head natively and say what it needed.
+def look(folder: Path, batch: int, key: bytes, shape: Sequence[int] = ()) -> Seen:
+    """Run a head (or with batch 0 a profile worker, on inputs of `shape`) and say what it needed.
 
     Raises:
         ExportError: The head does not run on its own.
     """
     result = subprocess.run(
-        [sys.executable, "-I", "-B", "-m", f"{__package__}.footprint", str(folder), str(batch)],
+        [sys.executable, "-I", "-B", "-m", f"{__package__}.footprint", str(folder), str(batch),
+         *map(str, shape)],
         input=key.hex(),
         capture_output=True,
         text=True,
         timeout=600,
-    )
+    )  # fmt: skip
     if result.returncode != 0:
         last = result.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ExportError(f"the exported head does not run on its own: {last[0][:300]}")
@@ -117,11 +121,14 @@ def _rehearse(folder: Path, batch: int, key: bytes) -> None:
         door.bind(("127.0.0.1", 0))
 
 
-def main(folder: Path, batch: int) -> None:
+def main(folder: Path, batch: int, shape: list[int]) -> None:
     """Rehearse and print."""
     codecs.lookup("ascii")  # what Python falls back on where no locale is set
     runtime = _memory("VmRSS") - _memory("RssFile")
-    _rehearse(folder, batch, bytes.fromhex(sys.stdin.read().strip()))
+    if batch:
+        _rehearse(folder, batch, bytes.fromhex(sys.stdin.read().strip()))
+    else:
+        probe.passed(*probe.prepare(folder, shape, 0, "cpu"), [])
     libraries = _mapped()
     modules = {
         name
@@ -157,4 +164,4 @@ def main(folder: Path, batch: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), [int(n) for n in sys.argv[3:]])

@@ -1,0 +1,142 @@
+"""Run a whole model in a worker of its own, and read the cumulative time at every cut."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from ..errors import ServiceError
+from ..graph import LayerGraph
+from ..nodes import Cut
+from ..splitting import observe
+from .footprint import look
+from .launcher import launch_gramine, launch_python, rendered
+from .manifest import Worker, render, size_enclave
+from .bundle import TEMPLATE
+from .parts import PROGRAM, WEIGHTS
+from .programs import Program, record, with_frees
+from .signing import sign
+
+
+def marked(graph: LayerGraph, cuts: Sequence[Cut], dynamic: bool) -> tuple[Program, list[int]]:
+    """The whole model as a program, and the step after which each cut lies.
+
+    Raises:
+        ExportError: The model cannot be written as a program.
+    """
+    example = torch.zeros(graph.inputs[0].shape)
+    program = record(observe(graph, cuts), [example], dynamic)
+    answers = len(program.outputs) - len(cuts)
+    first = len(program.inputs) + len(program.constants)
+    marks = [index - first for index in program.outputs[answers:]]
+    outputs = program.outputs[:answers]
+    steps = with_frees(program.steps, outputs, first)
+    whole = Program(program.inputs, program.constants, steps, outputs)
+    return whole.load(program.tensors), marks
+
+
+class Probe:
+    """A worker that runs one program on request, as a context manager.
+
+    Args:
+        program: With its tensors.
+        marks: Steps at which to read the clock.
+        shape: Of the input.
+        backend: ``native``, ``gramine-direct`` or ``gramine-sgx``.
+        threads: Compute threads inside.
+        device: ``cpu`` or ``cuda`` (native only).
+        seed: For the input.
+
+    Attributes:
+        start_s: Seconds from launch until the worker's code ran (enclave and imports).
+        load_s: Seconds it took to load the program.
+        peak_bytes: Peak memory of the worker as the host sees it.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        marks: Sequence[int],
+        shape: Sequence[int],
+        *,
+        backend: str,
+        threads: int,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self._own = contextlib.ExitStack()
+        self.peak_bytes = 0
+        try:
+            folder = Path(self._own.enter_context(tempfile.TemporaryDirectory(prefix="partopt-p-")))
+            (folder / PROGRAM).write_text(program.to_json())
+            tensors = {n: t.clone().contiguous() for n, t in program.tensors.items()}
+            (folder / WEIGHTS).write_bytes(save(tensors))
+            if backend != "native":
+                _write_template(folder, shape, threads)
+                if backend == "gramine-sgx":
+                    sign(folder, None)
+                manifest = rendered(backend, folder, folder)
+            begun = time.perf_counter()
+            self._worker = (
+                launch_python("enclave_runner.probe", str(folder))
+                if backend == "native"
+                else launch_gramine(backend, folder, manifest)
+            )
+            self._own.callback(self._worker.stop)
+            self.start_s = time.perf_counter() - begun
+            self._worker.control.send(
+                threads=threads, shape=list(shape), seed=seed, device=device, marks=list(marks)
+            )
+            self.load_s = float(self._event("ready")["load_s"])
+        except BaseException:
+            self._own.close()
+            raise
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker."""
+        self._own.close()
+
+    def once(self) -> tuple[list[float], float]:
+        """One pass: seconds at each mark, and in all."""
+        self._worker.control.send(do="pass")
+        event = self._event("pass")
+        self.peak_bytes = max(self.peak_bytes, _peak(self._worker.process.pid))
+        return [float(t) for t in event["at"]], float(event["end"])
+
+    def _event(self, wanted: str) -> dict[str, Any]:
+        event = self._worker.control.read()
+        if event is None or event.get("event") != wanted:
+            said = (event or {}).get("error") or self._worker.said().strip()[-300:] or "nothing"
+            raise ServiceError("probe", f"the profile's worker failed, it said: {said}")
+        return event
+
+
+def _write_template(folder: Path, shape: Sequence[int], threads: int) -> None:
+    seen = look(folder, 0, b"", shape)
+    size, most = size_enclave(seen, threads)
+    worker = Worker(
+        "enclave_runner.probe", str(folder), [PROGRAM, WEIGHTS], False, seen.files, seen.prefixes,
+        None, "", "", size, most,
+    )  # fmt: skip
+    (folder / TEMPLATE).write_text(render(worker))
+
+
+def _peak(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return next((int(v.split()[1]) * 1024 for v in file if v.startswith("VmHWM:")), 0)
+    except OSError:
+        return 0
