@@ -89,6 +89,14 @@ class Verified(_Strict):
     error: float
 
 
+class Worker(_Strict):
+    """What the profiled worker inside Gramine cost besides the passes."""
+
+    start_s: float
+    load_s: float
+    peak_bytes: int
+
+
 class ChosenLatency(Latency):
     """Latency of the chosen cut beside the whole model in the enclave."""
 
@@ -98,6 +106,7 @@ class ChosenLatency(Latency):
     batch: int
     repetitions: int
     verified: Verified | None = None
+    worker: Worker | None = None
 
 
 class CutInfo(_Strict):

@@ -155,6 +155,7 @@ def build_config(
                 profiled_ms=verified.profiled_ms,
                 error=verified.error,
             ),
+            worker=None if timing.worker is None else c.Worker(**asdict(timing.worker)),
         )
     return c.SplitConfig(
         model=_model_info(model, graph),

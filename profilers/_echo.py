@@ -2,14 +2,18 @@
 
 Run by path with the standard library alone, so that it starts in milliseconds. The first 64 bytes
 of the shared file hold three words: counter and length, written by the parent at 0 and 8, and the
-counter last answered, written by this process at 16.
+counter last answered, written by this process at 16. A byte on stdin says that something has come,
+one on stdout that it was taken, as the runner's doors do.
 """
 
 import mmap
 import os
+import select
 import struct
 import sys
 import time
+
+SPIN_S = 200e-6
 
 
 def main(path: str, size: int) -> None:
@@ -18,24 +22,23 @@ def main(path: str, size: int) -> None:
     memory = mmap.mmap(fd, size)
     view = memoryview(memory)
     private = bytearray(size)
-    seen, parent = 0, os.getppid()
-    deadline = time.monotonic() + 600
-    idle = 0
+    seen = 0
     while True:
-        counter, length = struct.unpack_from("<qq", memory, 0)
+        begun = time.perf_counter()
+        while True:
+            counter, length = struct.unpack_from("<qq", memory, 0)
+            if counter != seen:
+                break
+            if time.perf_counter() - begun > SPIN_S:
+                select.select([0], [], [])
+                if not os.read(0, 4096):
+                    return
         if counter < 0:
             return
-        if counter == seen:
-            idle += 1
-            if idle % 2000 == 0:
-                if os.getppid() != parent or time.monotonic() > deadline:
-                    return
-                os.sched_yield()
-            continue
-        idle = 0
         seen = counter
         private[:length] = view[64 : 64 + length]
         struct.pack_into("<q", memory, 16, seen)
+        os.write(1, b"!")
 
 
 if __name__ == "__main__":

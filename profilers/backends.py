@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
+from ..enclave_runner import launcher
 from ..errors import BackendError, UsageError
-from .instrumented import CudaPass, HostPass, PassFactory
+from .instrumented import CudaPass, HostPass, PassFactory, WorkerPass
 
-ENCLAVES: dict[str, PassFactory] = {"native": HostPass}
+ENCLAVES: dict[str, PassFactory] = {
+    "native": HostPass,
+    "gramine-direct": partial(WorkerPass, backend="gramine-direct"),
+    "gramine-sgx": partial(WorkerPass, backend="gramine-sgx"),
+}
 ACCELERATORS: dict[str, PassFactory] = {"cuda": CudaPass, "cpu": HostPass}
-# Names that the interface is ready for; profiling inside Gramine is not part of this version.
-PLANNED = ("gramine-sgx", "gramine-direct")
 
 
 def pick_enclave(name: str) -> str:
-    """Resolve ``auto`` and check the rest.
+    """Resolve ``auto`` to the strongest backend there is, and check the rest.
 
     Raises:
         UsageError: Unknown backend.
         BackendError: A backend that cannot be used here.
     """
-    if name == "auto":
-        return "native"
-    if name in PLANNED:
-        raise BackendError(
-            f"`enclave` got {name!r}, which this version cannot profile in; use 'native', with "
-            "--sgx-model to scale its times"
-        )
-    if name not in ENCLAVES:
-        raise UsageError(f"`enclave` got {name!r}; use 'auto' or 'native'")
-    return name
+    return launcher.pick(name)
 
 
 def pick_accelerator(name: str) -> str:

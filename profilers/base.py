@@ -73,9 +73,21 @@ class Verification:
         return (self.measured_ms - self.predicted_ms) / self.measured_ms
 
 
+@dataclass(frozen=True)
+class WorkerCost:
+    """What a worker inside Gramine costs besides the passes: seconds, and peak bytes."""
+
+    start_s: float
+    load_s: float
+    peak_bytes: int
+
+
 @dataclass
 class Profile:
-    """Latency of every cut, in the order of the cuts, and of the whole model in the enclave."""
+    """Latency of every cut, in the order of the cuts, and of the whole model in the enclave.
+
+    ``worker`` is None where the enclave side ran in this process.
+    """
 
     cuts: list[CutLatency]
     full_enclave: Figure
@@ -84,3 +96,4 @@ class Profile:
     batch: int
     repetitions: int
     warnings: list[str] = field(default_factory=list)
+    worker: WorkerCost | None = None

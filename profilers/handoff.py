@@ -1,7 +1,7 @@
 """Hand-off of the boundary tensors to another process, measured per payload size.
 
-The payload is copied into shared memory; a second process notices it by polling, copies it out and
-says so. The figure holds both copies and both notices.
+The payload is copied into shared memory; a second process, which sleeps until then as the tail
+worker does, copies it out and says so. The figure holds both copies and both wake-ups.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import struct
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from ..errors import BackendError
 
 BACKEND = "shared memory between two processes"
 _HEADER = 64
+_SPIN_S = 100e-6
+# The other process is asleep by then, as a tail worker is while the head computes.
+IDLE_S = 1e-3
 
 
 class Handoff:
@@ -43,17 +47,22 @@ class Handoff:
         """
         size = len(payload)
         assert size <= self._largest
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._counter += 1
+        time.sleep(IDLE_S)
         start = time.perf_counter()
         self._view[_HEADER : _HEADER + size] = payload
         struct.pack_into("<q", self._memory, 8, size)
         struct.pack_into("<q", self._memory, 0, self._counter)
-        spins = 0
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._process.stdin.fileno(), b"!")
+        rings = self._process.stdout.fileno()
         while struct.unpack_from("<q", self._memory, 16)[0] != self._counter:
-            spins += 1
-            if spins % 4096 == 0:
-                os.sched_yield()
-                if self._process.poll() is not None or time.perf_counter() - start > timeout:
+            spent = time.perf_counter() - start
+            if spent > _SPIN_S:
+                came = select.select([rings], [], [], max(0.0, timeout - spent))[0]
+                if not came or not os.read(rings, 4096):
                     raise BackendError("the hand-off's second process did not answer; run again")
         return time.perf_counter() - start
 
@@ -61,6 +70,9 @@ class Handoff:
         """Tell the other process to go."""
         struct.pack_into("<q", self._memory, 0, -1)
         del self._view
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 @contextlib.contextmanager
@@ -77,7 +89,9 @@ def handoff(largest: int) -> Iterator[Handoff]:
         script = Path(__file__).with_name("_echo.py")
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(script), str(path), str(size)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
         )
         channel = Handoff(memory, process, largest)
         try:

@@ -6,21 +6,30 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import UsageError
+from ..enclave_runner.probing import Probe
+from ..enclave_runner.programs import record
+from ..errors import ExportError, UsageError
 from ..graph import Cut, LayerGraph
 from ..splitting import split
 from . import handoff as _handoff
 from .backends import ACCELERATORS, ENCLAVES
-from .base import CutLatency, Figure, Profile, Verification, total_of
+from .base import CutLatency, Figure, Profile, Verification, WorkerCost, total_of
+from .instrumented import Pass, Subject, WorkerPass
 from .sgx_model import SgxModel
 from .statistics import median_and_noise
 
 NO_ENCLAVE = (
     "enclave times were measured on the host without an enclave (native): they say nothing of SGX"
+)
+
+NO_SGX = (
+    "enclave times were measured inside gramine-direct: Gramine's own costs, but neither SGX's "
+    "encrypted memory nor its transitions"
 )
 
 
@@ -75,11 +84,14 @@ def profile(
     example = _example(graph, batch, seed)
     payloads = sorted({_payload(c, graph, batch) for c in cuts})
     times: dict[int, list[float]] = {size: [] for size in payloads}
-    with one_setting(threads), _handoff.handoff(max(payloads, default=1)) as channel:
-        inside = ENCLAVES[enclave](graph, cuts, example)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(one_setting(threads))
+        channel = stack.enter_context(_handoff.handoff(max(payloads, default=1)))
+        subject = Subject.of(graph, cuts, example)
+        inside = stack.enter_context(contextlib.closing(ENCLAVES[enclave](subject)))
         # On one and the same device a pass is a pass: twice the repetitions, half the noise.
         same = enclave == "native" and accelerator == "cpu"
-        outside = inside if same else ACCELERATORS[accelerator](graph, cuts, example)
+        outside = inside if same else ACCELERATORS[accelerator](subject)
         for _ in range(warmup):
             inside.once(keep=False)
             outside.once(keep=False)
@@ -108,14 +120,26 @@ def profile(
         threads=threads,
         batch=batch,
         repetitions=repetitions,
-        warnings=_warnings(enclave, accelerator),
+        warnings=_warnings(enclave, accelerator, subject),
+        worker=_cost(inside),
     )
 
 
-def _warnings(enclave: str, accelerator: str) -> list[str]:
+def _cost(inside: Pass) -> WorkerCost | None:
+    if not isinstance(inside, WorkerPass):
+        return None
+    probe = inside.probe
+    return WorkerCost(probe.start_s, probe.load_s, probe.peak_bytes)
+
+
+def _warnings(enclave: str, accelerator: str, subject: Subject) -> list[str]:
     warnings = []
     if enclave == "native":
         warnings.append(NO_ENCLAVE)
+    if enclave == "gramine-direct":
+        warnings.append(NO_SGX)
+    if subject.program is None:
+        warnings.append(f"this model cannot be exported, and was timed as traced: {subject.reason}")
     if accelerator == "cpu":
         warnings.append("no GPU: the tail was timed on the host's CPU")
     return warnings
@@ -133,7 +157,7 @@ def modelled(measured: Profile, graph: LayerGraph, cuts: Sequence[Cut], model: S
         head = scale(latency.enclave, cut.head_param_bytes, cut.head_peak_activation_bytes)
         total = total_of(head, latency.handoff, latency.accelerator)
         latencies.append(CutLatency(head, latency.handoff, latency.accelerator, total))
-    kept = [w for w in measured.warnings if w != NO_ENCLAVE]
+    kept = [w for w in measured.warnings if w not in (NO_ENCLAVE, NO_SGX)]
     return replace(
         measured,
         cuts=latencies,
@@ -178,29 +202,31 @@ def verify(
     `profiled` must be a measured prediction, not a modelled one.
     """
     example = _example(graph, batch, seed)
-    head, tail = split(graph, cut)
     device = "cuda" if accelerator == "cuda" else "cpu"
-    tail = tail.to(device)
     size = _payload(cut, graph, batch)
+    blank = np.ones(size, np.uint8)
     real: list[float] = []
     hands: list[float] = []
-    with one_setting(threads), _handoff.handoff(size) as channel, torch.inference_mode():
-        inside = ENCLAVES[enclave](graph, [cut], example)
-        outside = ACCELERATORS[accelerator](graph, [cut], example)
-        blank = np.ones(size, np.uint8)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(one_setting(threads))
+        channel = stack.enter_context(_handoff.handoff(size))
+        subject = Subject.of(graph, [cut], example)
+        inside = stack.enter_context(contextlib.closing(ENCLAVES[enclave](subject)))
+        outside = stack.enter_context(contextlib.closing(ACCELERATORS[accelerator](subject)))
+        head, tail, boundary = _both(graph, cut, example, device, enclave)
+        stack.callback(head.close)
         for i in range(repetitions + 3):
             inside.once(keep=i >= 3)
             outside.once(keep=i >= 3)
             hand = channel.once(blank) + _upload(blank, accelerator)
+            spent = head.once() + channel.once(blank)
             start = time.perf_counter()
-            boundary = head(example)
-            for tensor in boundary:
-                channel.once(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-            tail(*(t.to(device) for t in boundary))
+            with torch.inference_mode():
+                tail(*(t.to(device) for t in boundary))
             if device == "cuda":
                 torch.cuda.synchronize()
             if i >= 3:
-                real.append(time.perf_counter() - start)
+                real.append(spent + time.perf_counter() - start)
                 hands.append(hand)
     at_in, at_out = inside.result(), outside.result()
     predicted = (
@@ -211,6 +237,45 @@ def verify(
         measured_ms=float(np.median(real)) * 1e3,
         profiled_ms=profiled.total.ms,
     )
+
+
+class _Head:
+    """The head on its own: in this process, or in a worker inside Gramine."""
+
+    def __init__(self, run: Callable[[], float], close: Callable[[], None]) -> None:
+        self.once, self.close = run, close
+
+
+def _both(
+    graph: LayerGraph, cut: Cut, example: torch.Tensor, device: str, enclave: str
+) -> tuple[_Head, Callable[..., Any], tuple[torch.Tensor, ...]]:
+    """Head, tail and the boundary tensors between them, as the runner would run them."""
+    head, tail = split(graph, cut)
+    with torch.inference_mode():
+        boundary = head(example)
+    try:
+        first = record(head, [example], False)
+        after = record(tail, [t.clone() for t in boundary], False)
+    except ExportError:
+        if enclave != "native":
+            raise
+        return _Head(_timed(head, example), lambda: None), tail.to(device), boundary
+    after.load(after.tensors, device)
+    if enclave == "native":
+        return _Head(_timed(first, example), lambda: None), after, boundary
+    threads = torch.get_num_threads()
+    probe = Probe(first, [], example.shape, backend=enclave, threads=threads)
+    return _Head(lambda: probe.once()[1], probe.close), after, boundary
+
+
+def _timed(run: Callable[..., Any], example: torch.Tensor) -> Callable[[], float]:
+    def once() -> float:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            run(example)
+        return time.perf_counter() - start
+
+    return once
 
 
 def _example(graph: LayerGraph, batch: int, seed: int) -> torch.Tensor:

@@ -129,7 +129,13 @@ def _notes(config: SplitConfig) -> Text:
             v = lat.verified
             lines.append(
                 f"Run for real: {v.measured_ms:.2f} ms against {v.predicted_ms:.2f} ms predicted "
-                f"({v.error:+.1%}); natively measured parts."
+                f"({v.error:+.1%}); measured parts alone, nothing modelled."
+            )
+        if lat.worker is not None:
+            w = lat.worker
+            lines.append(
+                f"Inside Gramine: {w.start_s:.1f} s to start, {w.load_s:.2f} s to load the model, "
+                f"{human_bytes(w.peak_bytes)} at the peak; not part of the times above."
             )
     s = config.search
     lines.append(
