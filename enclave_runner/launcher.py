@@ -16,13 +16,14 @@ from typing import IO
 
 from ..errors import BackendError, ServiceError, UsageError
 from .bundle import TEMPLATE
-from .manifest import run_tool
+from .manifest import ENVIRONMENT, run_tool
 from .messages import PORT_VARIABLE, TOKEN_BYTES, TOKEN_VARIABLE, Control, listen
 from .presence import INSTALL, Presence, look
 from .transport import receive_exactly
 
 BACKENDS = ("gramine-sgx", "gramine-direct", "native")
 MANIFEST = "head.manifest"
+_PACKAGE = __name__.split(".")[0]
 
 
 def pick(name: str, here: Presence | None = None, signed: bool = True) -> str:
@@ -85,10 +86,10 @@ def _read(log: IO[bytes]) -> str:
 
 
 def launch_python(
-    module: str, argument: str, *, pass_fds: Sequence[int] = (), timeout: float = 120.0
+    module: str, *arguments: str, pass_fds: Sequence[int] = (), timeout: float = 120.0
 ) -> Started:
-    """Start ``python -m partopt.MODULE ARGUMENT`` as an ordinary process."""
-    command = [sys.executable, "-I", "-B", "-m", f"{__package__.split('.')[0]}.{module}", argument]
+    """Start ``python -m partopt.MODULE ARGUMENTS`` as an ordinary process."""
+    command = [sys.executable, "-I", "-B", "-m", f"{_PACKAGE}.{module}", *arguments]
     return _started(command, None, pass_fds, timeout)
 
 
@@ -121,7 +122,7 @@ def _started(
     token = secrets.token_bytes(TOKEN_BYTES)
     with listen() as door:
         port = door.getsockname()[1]
-        environment = {**os.environ, PORT_VARIABLE: str(port), TOKEN_VARIABLE: token.hex()}
+        environment = {**os.environ, **ENVIRONMENT, PORT_VARIABLE: str(port), TOKEN_VARIABLE: token.hex()}
         log = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the worker
         process = subprocess.Popen(
             command, cwd=folder, env=environment, pass_fds=pass_fds,

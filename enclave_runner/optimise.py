@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from ..errors import UsageError
-from .programs import Program, Ref, Step, with_frees, operator_named, record
+from .programs import Program, Ref, Step, moved, operator_named, record, with_frees
 
 SWITCHES = ("fold-bn", "channels-last")
 TOLERANCE = 1e-4
@@ -73,28 +73,20 @@ def channels_last(program: Program) -> Program:
     first = len(program.inputs) + len(program.constants)
     shift = len(program.inputs)
 
-    def moved(arg: object) -> object:
-        if isinstance(arg, Ref):
-            if arg.index < shift:
-                return Ref(first + arg.index)
-            return arg if arg.index < first else Ref(arg.index + shift)
-        if isinstance(arg, list):
-            return [moved(a) for a in arg]
-        return arg
+    def place(index: int) -> int:
+        if index < shift:
+            return first + index
+        return index if index < first else index + shift
 
     steps = [
         Step(op, call, (Ref(i),), {"memory_format": torch.channels_last}, first + i)
         for i in range(shift)
     ]
-    for s in program.steps:
-        args = tuple(moved(a) for a in s.args)
-        kwargs = {k: moved(v) for k, v in s.kwargs.items()}
-        steps.append(Step(s.op, s.call, args, kwargs, s.result + shift))
+    steps += [moved(s, place) for s in program.steps]
     outputs = []
     for output in program.outputs:
-        reference = moved(Ref(output))
         result = first + len(steps)
-        steps.append(Step(op, call, (reference,), {}, result))
+        steps.append(Step(op, call, (Ref(place(output)),), {}, result))
         outputs.append(result)
     changed = Program(
         program.inputs, program.constants, with_frees(steps, outputs, first), outputs, True

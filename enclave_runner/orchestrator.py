@@ -80,6 +80,7 @@ class Service:
         events: What the workers reported, newest last.
         backend: What the head runs in.
         label: What protection that is.
+        started_s, head_started_s: Seconds until both workers, and until the head, were there.
 
     Raises:
         BundleError, BackendError, ServiceError, SessionError.
@@ -127,7 +128,7 @@ class Service:
         self._closing = False
         self._ready, self._failed = threading.Event(), ""
         self._restarts: deque[float] = deque(maxlen=MOST_RESTARTS + 1)
-        self.started_s = 0.0
+        self.started_s = self.head_started_s = 0.0
 
     def __enter__(self) -> Service:
         begun = time.perf_counter()
@@ -207,6 +208,7 @@ class Service:
             o.transport, area, o.in_flight, o.batch, o.threads, o.queue, o.host, self._port,
             self._token, o.timeout,
         )  # fmt: skip
+        begun = time.perf_counter()
         try:
             if self.backend == "native":
                 self._head = launch_python("enclave_runner.head", str(self._folder / "head"))
@@ -215,6 +217,7 @@ class Service:
             self._head.control.send(**self._start.to_event())
             event = self._await(self._head, "listening")
             self._port, self._tail_port = int(event["port"]), int(event["tail_port"])
+            self.head_started_s = time.perf_counter() - begun
         finally:
             if o.transport == "shm" and self._with_tail:
                 os.unlink(area)

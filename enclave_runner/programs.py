@@ -405,3 +405,42 @@ def _name_of(node: fx.Node) -> str:
             raise ExportError(f"{error}; cut elsewhere") from None
         return name
     raise ExportError(f"the module calls {node.target}, which is no ATen operator; cut elsewhere")
+
+
+def join(head: Program, tail: Program) -> Program:
+    """The whole model from its two halves: what the head returns is what the tail takes."""
+    constants = [*head.constants, *tail.constants]
+    first = len(head.inputs) + len(constants)
+    heads, tails = len(head.constants), len(tail.constants)
+    own = len(head.inputs) + heads
+
+    def of_head(index: int) -> int:
+        return index if index < own else index + tails
+
+    outputs = [of_head(i) for i in head.outputs]
+
+    def of_tail(index: int) -> int:
+        if index < len(tail.inputs):
+            return outputs[index]
+        if index < len(tail.inputs) + tails:
+            return own + index - len(tail.inputs)
+        return index - len(tail.inputs) - tails + first + len(head.steps)
+
+    steps = [*(moved(s, of_head) for s in head.steps), *(moved(s, of_tail) for s in tail.steps)]
+    ends = [of_tail(i) for i in tail.outputs]
+    whole = Program(head.inputs, constants, with_frees(steps, ends, first), ends, False)
+    whole.tensors = {**head.tensors, **tail.tensors}
+    return whole
+
+
+def moved(step: Step, place: Callable[[int], int]) -> Step:
+    """`step` with every value index mapped by `place`; frees are to be found anew."""
+
+    def at(arg: Any) -> Any:
+        if isinstance(arg, Ref):
+            return Ref(place(arg.index))
+        return [at(a) for a in arg] if isinstance(arg, list) else arg
+
+    args = tuple(at(a) for a in step.args)
+    kwargs = {k: at(v) for k, v in step.kwargs.items()}
+    return Step(step.op, step.call, args, kwargs, place(step.result))

@@ -1,45 +1,63 @@
-"""The other process of the hand-off measurement: copies each payload out and answers.
+"""The other process of the hand-off measurement: a tail worker without a network.
 
-Run by path with the standard library alone, so that it starts in milliseconds. The first 64 bytes
-of the shared file hold three words: counter and length, written by the parent at 0 and 8, and the
-counter last answered, written by this process at 16. A byte on stdin says that something has come,
-one on stdout that it was taken, as the runner's doors do.
+    python -m partopt.profilers._echo
+
+Between taking a payload and answering it writes as much memory as a tail would, so that the head's
+side is asleep and caches are cold, as they are when the runner hands over; that time is reported in
+the answer, as the tail's compute time is.
 """
 
-import mmap
-import os
-import select
-import struct
-import sys
+from __future__ import annotations
+
+import contextlib
+import socket
 import time
 
-SPIN_S = 200e-6
+import torch
+
+from ..enclave_runner.ends import open_end
+from ..enclave_runner.frames import ANSWER
+from ..enclave_runner.messages import Control
+from ..enclave_runner.parts import Layout
+from ..enclave_runner.start import start_from
+from ..enclave_runner.transport import End, Shape
+from ..errors import ServiceError
+
+GRANULES = 1000
+WORK_BYTES = 16 << 20
 
 
-def main(path: str, size: int) -> None:
-    """Answer until the parent writes a negative counter or goes away."""
-    fd = os.open(path, os.O_RDWR)
-    memory = mmap.mmap(fd, size)
-    view = memoryview(memory)
-    private = bytearray(size)
-    seen = 0
+def shape(granule: int) -> Shape:
+    """Payloads of 1 to GRANULES times `granule` bytes; answers of at most 4 KB."""
+    payload = Layout("payload", (granule,), "uint8")
+    return Shape((payload,), (Layout("answer", (1,), "float32"),), GRANULES, 1)
+
+
+def main() -> None:
+    """Take jobs until the parent hangs up."""
+    control = Control.dial()
+    torch.set_num_threads(1)
+    while (event := control.read()) is not None:
+        start = start_from(event["start"])
+        door = socket.create_connection(("127.0.0.1", start.port))
+        end = open_end(door, shape(event["granule"]), start, head=False)
+        control.send(event="ready")
+        with contextlib.suppress(ServiceError):
+            _answer(end)
+
+
+def _answer(end: End) -> None:
+    """Until the parent closes the door."""
+    work, source = bytearray(WORK_BYTES), bytes(WORK_BYTES)
     while True:
-        begun = time.perf_counter()
-        while True:
-            counter, length = struct.unpack_from("<qq", memory, 0)
-            if counter != seen:
-                break
-            if time.perf_counter() - begun > SPIN_S:
-                select.select([0], [], [])
-                if not os.read(0, 4096):
-                    return
-        if counter < 0:
-            return
-        seen = counter
-        private[:length] = view[64 : 64 + length]
-        struct.pack_into("<q", memory, 16, seen)
-        os.write(1, b"!")
+        got = end.receive()
+        if got is not None:
+            header, _ = got
+            begun = time.perf_counter_ns()
+            work[:] = source
+            worked = time.perf_counter_ns() - begun
+            end.send(ANSWER, header.request, [torch.zeros(header.batch)], header.batch, worked)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main()

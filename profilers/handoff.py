@@ -1,106 +1,113 @@
 """Hand-off of the boundary tensors to another process, measured per payload size.
 
-The payload is copied into shared memory; a second process, which sleeps until then as the tail
-worker does, copies it out and says so. The figure holds both copies and both wake-ups.
+The runner's own transport carries each payload through shared memory to a second process that sleeps
+until then, as a tail worker does, works for a while and answers; the work is taken off. Both
+wake-ups, which on cold caches are most of a small payload's hand-off, are in the figure.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import mmap
 import os
-import select
-import struct
-import subprocess
-import sys
-import tempfile
+import queue
+import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
+import torch
 
-from ..errors import BackendError
+from ..enclave_runner import areas
+from ..enclave_runner.ends import open_end
+from ..enclave_runner.frames import BOUNDARY, Header
+from ..enclave_runner.launcher import Started, launch_python
+from ..enclave_runner.messages import listen
+from ..enclave_runner.shm import area_bytes
+from ..enclave_runner.start import Start
+from ..enclave_runner.transport import End
+from ..errors import BackendError, PartoptError, ServiceError
+from ._echo import GRANULES, WORK_BYTES, shape
 
 BACKEND = "shared memory between two processes"
-_HEADER = 64
-_SPIN_S = 100e-6
-# The other process is asleep by then, as a tail worker is while the head computes.
-IDLE_S = 1e-3
+_lock = threading.Lock()
+_other: Started | None = None
 
 
 class Handoff:
-    """A second process and the memory shared with it."""
+    """This side of the measurement, opened by `handoff`."""
 
-    def __init__(self, memory: mmap.mmap, process: subprocess.Popen[bytes], largest: int) -> None:
-        self._memory = memory
-        self._view = np.frombuffer(memory, np.uint8)
-        self._process = process
-        self._largest = largest
-        self._counter = 0
+    def __init__(self, end: End, granule: int, process: Started) -> None:
+        self._end, self._granule, self._process = end, granule, process
+        self._payload = torch.zeros(GRANULES, granule, dtype=torch.uint8).flatten()
+        self._before = np.zeros(WORK_BYTES, np.uint8)
+        self._count = 0
+        self._came: queue.Queue[tuple[float, Header | None]] = queue.Queue()
+        # Answers are taken by a thread of their own, as in the head worker.
+        threading.Thread(target=self._take, daemon=True).start()
 
-    def once(self, payload: np.ndarray, timeout: float = 10.0) -> float:
-        """Hand `payload` (uint8) over once; seconds until the other process holds a copy.
+    def _take(self) -> None:
+        try:
+            while True:
+                got = self._end.receive()
+                if got is not None:
+                    self._came.put((time.perf_counter(), got[0]))
+        except PartoptError:
+            self._came.put((0.0, None))
+
+    def once(self, size: int, timeout: float = 10.0) -> float:
+        """Hand `size` bytes over once; seconds until they were taken and answered.
 
         Raises:
             BackendError: The other process is gone or too slow.
         """
-        size = len(payload)
-        assert size <= self._largest
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._counter += 1
-        time.sleep(IDLE_S)
+        granules = max(1, -(-size // self._granule))
+        payload = self._payload[: granules * self._granule]
+        self._count += 1
+        self._before.fill(self._count & 0xFF)
         start = time.perf_counter()
-        self._view[_HEADER : _HEADER + size] = payload
-        struct.pack_into("<q", self._memory, 8, size)
-        struct.pack_into("<q", self._memory, 0, self._counter)
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._process.stdin.fileno(), b"!")
-        rings = self._process.stdout.fileno()
-        while struct.unpack_from("<q", self._memory, 16)[0] != self._counter:
-            spent = time.perf_counter() - start
-            if spent > _SPIN_S:
-                came = select.select([rings], [], [], max(0.0, timeout - spent))[0]
-                if not came or not os.read(rings, 4096):
-                    raise BackendError("the hand-off's second process did not answer; run again")
-        return time.perf_counter() - start
-
-    def close(self) -> None:
-        """Tell the other process to go."""
-        struct.pack_into("<q", self._memory, 0, -1)
-        del self._view
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        try:
+            self._end.send(BOUNDARY, self._count, [payload], granules)
+            came, header = self._came.get(timeout=timeout)
+        except (ServiceError, queue.Empty):
+            header = None
+        if header is None:
+            raise BackendError("the hand-off's second process did not answer; run again")
+        return came - start - header.compute_ns / 1e9
 
 
 @contextlib.contextmanager
 def handoff(largest: int) -> Iterator[Handoff]:
-    """Start the second process with room for payloads of `largest` bytes."""
-    shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    size = largest + _HEADER
-    with tempfile.TemporaryDirectory(prefix="partopt-", dir=shared) as folder:
-        path = Path(folder) / "handoff"
-        path.touch(mode=0o600)
-        with open(path, "r+b") as file:
-            file.truncate(size)
-            memory = mmap.mmap(file.fileno(), size)
-        script = Path(__file__).with_name("_echo.py")
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(script), str(path), str(size)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-        channel = Handoff(memory, process, largest)
+    """Open a hand-off for payloads of up to `largest` bytes; the second process is kept for more."""
+    granule = -(-max(largest, 1) // GRANULES)
+    folder = areas.claim(areas.shm_folder(f"profile-{os.getpid()}"))
+    with _lock:
+        process = _running()
+        path, descriptor = areas.create(folder, area_bytes(shape(granule)))
+        os.close(descriptor)
         try:
-            channel.once(np.zeros(1, np.uint8))
-            yield channel
+            with listen() as door:
+                port = door.getsockname()[1]
+                start = Start("shm", str(path), 1, GRANULES, 1, 1, "", port, "00" * 16)
+                process.control.send(start=start.to_event(), granule=granule)
+                door.settimeout(60.0)
+                sock, _ = door.accept()
+            process.control.read()
+            end = open_end(sock, shape(granule), start, head=True)
+        except OSError as error:
+            raise BackendError("the hand-off's second process did not come; run again") from error
         finally:
-            channel.close()
-            try:
-                process.wait(2)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            path.unlink()
+            areas.release(folder)
+        try:
+            yield Handoff(end, granule, process)
+        finally:
+            end.close()
+
+
+def _running() -> Started:
+    global _other
+    if _other is None or _other.process.poll() is not None:
+        _other = launch_python("profilers._echo")
+        atexit.register(_other.stop, 0.5)
+    return _other
