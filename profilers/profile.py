@@ -20,6 +20,7 @@ from . import handoff as _handoff
 from .backends import ACCELERATORS, ENCLAVES
 from .base import CutLatency, Figure, Profile, Verification, WorkerCost, total_of
 from .instrumented import Pass, Subject, WorkerPass
+from .memory import keep_memory
 from .sgx_model import SgxModel
 from .statistics import median_and_noise
 
@@ -36,9 +37,13 @@ HANDOFFS = 10
 
 @contextlib.contextmanager
 def one_setting(threads: int) -> Iterator[None]:
-    """Run with `threads` compute threads and restore what was there."""
+    """Run with `threads` compute threads and restore what was there.
+
+    Memory is kept as the runner's workers keep it, from here on.
+    """
     if threads < 1:
         raise UsageError(f"`threads` got {threads}; use 1 or more")
+    keep_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
