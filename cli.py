@@ -14,15 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+from . import commands
+from .console import AsJson, Debug, Shown, err, out, show
 
 if TYPE_CHECKING:
     from .optimizer.find import SplitResult
@@ -34,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Find where to part a neural network between an enclave and an untrusted accelerator.",
 )
-out, err = Console(), Console(stderr=True)
+app.add_typer(commands.app)
 # GNU OpenMP's threads spin for milliseconds at every barrier, which on a busy machine multiplies
 # training times; short spins cost a few per cent on a quiet one. Read when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -47,58 +41,10 @@ Model = Annotated[
     ),
 ]
 Three = Annotated[str | None, typer.Option(help="One number or three, separated by commas")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
 Settings = Annotated[
     Path | None,
     typer.Option("--config", help="partopt.toml, or pyproject.toml with [tool.partopt]"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout")]
-
-
-class _Shown:
-    """Progress on stderr: a bar on a terminal, nothing otherwise."""
-
-    def __init__(self) -> None:
-        self.bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("at most"),
-            TimeRemainingColumn(),
-            console=err,
-            disable=not err.is_terminal,
-            transient=True,
-        )
-        self.task = self.bar.add_task("starting", total=1.0)
-        self.detail = self.bar.add_task("", total=1.0, visible=False)
-
-    def __enter__(self) -> _Shown:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def stage(self, text: str, jobs: int | None = None) -> None:
-        """Name the stage; with `jobs`, its time left is an estimate for the most it can take."""
-        self.bar.update(self.detail, visible=False)
-        self.bar.reset(self.task, total=jobs, description=text)
-
-    def progress(self, what: str, share: float) -> None:
-        """Move the bar of the current job."""
-        if self.bar.tasks[1].description != what:
-            self.bar.reset(self.detail, total=1.0, description=f"  {what}", visible=True)
-        self.bar.update(self.detail, completed=share, description=f"  {what}")
-
-    def attacked(self, cut: str, attacker: str, score: float | None, leaks: bool) -> None:
-        """Leave a line per attack above the bar."""
-        self.bar.advance(self.task)
-        if err.is_terminal:
-            word = "failed" if score is None else f"{score:.2f}" + (" leaks" if leaks else "")
-            self.bar.console.print(
-                f"  {cut:<32} {attacker:<8} {word}", style="dim", highlight=False
-            )
 
 
 def _numbers(name: str, text: str | None) -> list[float] | None:
@@ -215,7 +161,7 @@ def find(
         "std": _numbers("std", std),
         "input_size": input_size,
     }
-    with _Shown() as shown:
+    with Shown() as shown:
         result = run(
             model,
             **for_find(model, given, settings),
@@ -235,20 +181,13 @@ def find(
     _report(result, out_file, as_json)
 
 
-def _show(what: RenderableType) -> None:
-    """Print without cutting columns off where the output is no terminal."""
-    if not out.is_terminal:
-        out.width = 160
-    out.print(what)
-
-
 def _report(result: SplitResult, path: Path | None, as_json: bool) -> None:
     from .reporting.table import render
 
     if as_json:
         sys.stdout.write(result.config.to_json())
     else:
-        _show(render(result.config))
+        show(render(result.config))
     if not result.found:
         err.print("no safe cut: no split config written", style="bold red")
         raise typer.Exit(3)
@@ -287,7 +226,7 @@ def cuts(
     if as_json:
         sys.stdout.write(json.dumps([asdict(c) for c in listed], indent=2) + "\n")
     else:
-        _show(render_graph(graph, listed))
+        show(render_graph(graph, listed))
         err.print(
             f"{len(listed)} cuts of {model}, traced by {graph.source}: {graph.flops / 1e9:.2f} "
             f"GFLOP, {graph.param_bytes / 1e6:.1f} MB of parameters at input "
@@ -333,7 +272,7 @@ def check(
     from .optimizer.check import check_all, worst
     from .reporting import checks
 
-    with _Shown() as shown:
+    with Shown() as shown:
         results = check_all(
             splits or [],
             settings,
@@ -354,7 +293,7 @@ def check(
     if as_json:
         sys.stdout.write(checks.as_json(results))
     else:
-        _show(checks.table(results))
+        show(checks.table(results))
     for path, render in ((junit, checks.junit), (markdown, checks.markdown)):
         if path is not None:
             path.write_text(render(results))
@@ -390,7 +329,7 @@ def compare(
     from .config import SplitConfig
     from .reporting.compare import compare as side_by_side
 
-    _show(side_by_side(SplitConfig.read(a), SplitConfig.read(b)))
+    show(side_by_side(SplitConfig.read(a), SplitConfig.read(b)))
 
 
 @app.command()

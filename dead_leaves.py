@@ -10,7 +10,10 @@ leaves (a sky), which photographs have and pure dead leaves lack.
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+from PIL import Image
 
 
 def dead_leaves(
@@ -78,3 +81,10 @@ def _texture(size: int, rng: np.random.Generator) -> np.ndarray:
     noise: np.ndarray = np.fft.irfft2(spectrum, s=(size, size)).astype(np.float32)
     standard: np.ndarray = (noise - noise.mean()) / noise.std()
     return standard
+
+
+def encoded(size: int, seed: int = 0) -> bytes:
+    """One generated image as a JPEG file of `size` pixels square."""
+    file = io.BytesIO()
+    Image.fromarray(dead_leaves(1, size, seed)[0].transpose(1, 2, 0)).save(file, "JPEG")
+    return file.getvalue()

@@ -192,6 +192,11 @@ class Service:
         if not self._ready.wait(timeout) or self._failed:
             raise ServiceError("start", self._failed or "the workers are not back in time")
 
+    def check(self) -> None:
+        """Raise ServiceError if the workers could not be started again."""
+        if self._failed:
+            raise ServiceError("start", self._failed)
+
     # ---- starting
 
     def _start_both(self) -> None:

@@ -1,0 +1,332 @@
+"""The commands that deploy a cut: export, run, serve, unlock, bench. No logic."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import AsJson, Debug, Shown, err, show
+
+if TYPE_CHECKING:
+    from .enclave_runner.client import Client
+    from .enclave_runner.orchestrator import Options, Service
+
+app = typer.Typer()
+
+Bundle = Annotated[Path, typer.Argument(help="Folder that partopt export wrote")]
+Key = Annotated[
+    Path | None, typer.Option(help="The weights' key; default: BUNDLE.key beside the bundle")
+]
+Enclave = Annotated[
+    str, typer.Option(help="gramine-sgx, gramine-direct, native, or auto: the strongest there is")
+]
+Accelerator = Annotated[str, typer.Option(help="Where the tail runs: auto, cuda or cpu")]
+Transport = Annotated[str, typer.Option(help="Hand-off: shm, tcp or file")]
+Threads = Annotated[int, typer.Option(help="Compute threads of each worker")]
+Batch = Annotated[int, typer.Option(help="Most images a run")]
+InFlight = Annotated[int, typer.Option("--in-flight", help="Runs between head and tail, at most")]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-no-attestation", help="Talk to a head worker that cannot prove what it is"
+    ),
+]
+Connect = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a partopt serve, instead of starting workers")
+]
+
+
+@app.command()
+def export(
+    split: Annotated[Path, typer.Argument(help="Split config that find wrote")],
+    out_folder: Annotated[Path, typer.Option("--out", help="New folder for the bundle")],
+    weights: Annotated[
+        str | None, typer.Option(help="The file that find was given, if it was given one")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="File for the new key; default: OUT.key beside the bundle")
+    ] = None,
+    seal: Annotated[
+        str, typer.Option(help="aes-256-gcm, or gramine: its encrypted mount (AES-128-GCM)")
+    ] = "aes-256-gcm",
+    optimise: Annotated[
+        str,
+        typer.Option(help="none (bit-identical), auto, or fold-bn,channels-last"),
+    ] = "none",
+    batch: Annotated[int, typer.Option(help="Largest batch that the bundle takes")] = 8,
+    threads: Annotated[int, typer.Option(help="Threads that the enclave is sized for")] = 1,
+    labels: Annotated[
+        str | None, typer.Option(help="imagenet, or a text file with a label a line")
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(help="RSA key for gramine-sgx-sign: sign the enclave")
+    ] = None,
+    trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a bundle that runs: head, tail, Gramine manifest, hashes, units, README."""
+    from .enclave_runner.export import export as write
+
+    with Shown() as shown:
+        done = write(
+            split,
+            out_folder,
+            weights=weights,
+            key=key,
+            seal_with=seal,
+            optimise=optimise,
+            batch=batch,
+            threads=threads,
+            labels=labels,
+            sign=sign,
+            trust_model=trust_model,
+            stage=shown.stage,
+        )
+    bundle, chosen = done.bundle, done.bundle.optimisation
+    err.print(
+        f"bundle: {done.folder}, {bundle.model} cut after {bundle.cut}; "
+        f"{bundle.payload_bytes} bytes cross for an image",
+        highlight=False,
+    )
+    if chosen.switches:
+        err.print(
+            f"head optimised by {', '.join(chosen.switches)}: {chosen.speedup:.2f}x, answers "
+            f"within {chosen.difference:.1e} (tolerance {chosen.tolerance:.0e})",
+            highlight=False,
+        )
+    else:
+        err.print("answers are bit-identical to the model's", highlight=False)
+    if bundle.mrenclave is not None:
+        err.print(f"MRENCLAVE: {bundle.mrenclave}", highlight=False)
+    err.print(f"key: {done.key} (keep it off the untrusted host)", highlight=False)
+    for warning in done.warnings:
+        err.print(f"! {warning}", highlight=False, style="yellow")
+
+
+@app.command()
+def run(
+    bundle: Bundle,
+    inputs: Annotated[list[Path], typer.Option("--input", help="Image; may be given often")],
+    key: Key = None,
+    enclave: Enclave = "auto",
+    accelerator: Accelerator = "auto",
+    transport: Transport = "shm",
+    threads: Threads = 1,
+    batch: Batch = 1,
+    in_flight: InFlight = 2,
+    insecure: Insecure = False,
+    connect: Connect = None,
+    top: Annotated[int, typer.Option(help="Classes to show")] = 5,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Classify images with a bundle: head in the enclave, tail outside."""
+    from .enclave_runner.bundle import labels_of, read_bundle
+    from .enclave_runner.client import top as best
+    from .reporting.answers import as_dict, table
+
+    images = [(p, _image(p)) for p in inputs]
+    found = read_bundle(bundle)
+    labels = labels_of(bundle, found)
+    rows: list[dict[str, Any]] = []
+    if connect is not None:
+        with _client(bundle, connect, insecure) as client:
+            backend = client.hello.backend
+            _classify(client, images, lambda a: best(a, labels, top), rows)
+    else:
+        options = _options(enclave, accelerator, transport, threads, batch, in_flight)
+        with _service(bundle, options, _key(bundle, key), insecure) as service:
+            backend = service.backend
+            with service.client() as client:
+                _classify(client, images, lambda a: best(a, labels, top), rows)
+    if as_json:
+        sys.stdout.write(json.dumps(as_dict(backend, rows), indent=2) + "\n")
+    else:
+        show(table(backend, rows))
+
+
+def _classify(client: Client, images: list[tuple[Path, bytes]], best: Any, rows: list[Any]) -> None:
+    under_way = [(path, client.submit(image)) for path, image in images]
+    for path, number in under_way:
+        answer = client.collect(number)
+        rows.append({"input": str(path), "classes": best(answer), "answer": answer})
+
+
+@app.command()
+def serve(
+    bundle: Bundle,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="The weights' key; without it they wait for partopt unlock"),
+    ] = None,
+    listen: Annotated[str, typer.Option(help="HOST:PORT for clients")] = "127.0.0.1:7600",
+    enclave: Enclave = "auto",
+    accelerator: Accelerator = "auto",
+    transport: Transport = "shm",
+    threads: Threads = 1,
+    batch: Batch = 1,
+    in_flight: InFlight = 2,
+    queue: Annotated[
+        int, typer.Option(help="Requests that may wait; more are answered busy")
+    ] = 16,
+    insecure: Insecure = False,
+    only: Annotated[
+        str | None, typer.Option(help="head or tail: one of two services that share the work")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Serve a bundle until interrupted; workers that die are started again."""
+    from .enclave_runner.sealing import read_key
+    from .errors import UsageError
+
+    if only not in (None, "head", "tail"):
+        raise UsageError(f"`only` got {only!r}; use head or tail")
+    host, port = _address("listen", listen)
+    options = _options(
+        enclave, accelerator, transport, threads, batch, in_flight, queue=queue, host=host, port=port
+    )
+    if only == "tail":
+        from .enclave_runner.tail_service import serve_tail
+
+        serve_tail(bundle, options.device, lambda text: err.print(text, highlight=False))
+    secret = read_key(key) if key is not None else None
+    with _service(bundle, options, secret, insecure, with_tail=only is None) as service:
+        address = ":".join(map(str, service.address))
+        err.print(f"serving {bundle} at {address}; Ctrl-C ends", highlight=False)
+        if secret is None:
+            err.print(
+                f"weights are sealed: partopt unlock {bundle} --connect {address} --key KEYFILE",
+                highlight=False,
+            )
+        seen = 0
+        while True:
+            time.sleep(0.5)
+            events = list(service.events)
+            for event in events[seen:]:
+                if event.get("event") in ("restart", "refused", "unlocked", "error"):
+                    err.print(json.dumps(event), highlight=False, markup=False)
+            seen = len(events)
+            service.check()
+
+
+@app.command()
+def unlock(
+    bundle: Bundle,
+    connect: Annotated[str, typer.Option(help="HOST:PORT of a partopt serve")],
+    key: Key = None,
+    insecure: Insecure = False,
+    debug: Debug = False,
+) -> None:
+    """Give a served bundle its weights' key, over the attested session."""
+    secret = _key(bundle, key)
+    with _client(bundle, connect, insecure) as client:
+        client.unlock(secret)
+    err.print(f"unlocked; the head runs as {client.hello.backend}", highlight=False)
+
+
+@app.command()
+def bench(
+    bundle: Bundle,
+    key: Key = None,
+    requests: Annotated[int, typer.Option(help="Timed requests")] = 100,
+    published: Annotated[
+        int, typer.Option(help="Requests in the published way, an enclave start each")
+    ] = 3,
+    image: Annotated[
+        Path | None, typer.Option("--input", help="Image to send; default: a generated one")
+    ] = None,
+    enclave: Enclave = "auto",
+    accelerator: Accelerator = "auto",
+    transport: Transport = "shm",
+    threads: Threads = 1,
+    in_flight: InFlight = 2,
+    insecure: Insecure = False,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write JSON")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the deployed split: by stage, pipelined, and beside three other ways."""
+    from .dead_leaves import encoded
+    from .enclave_runner.bench import bench as measure
+    from .reporting.answers import bench_table
+
+    data = _image(image) if image is not None else encoded(512, seed=0)
+    options = _options(enclave, accelerator, transport, threads, 1, in_flight)
+    with Shown() as shown:
+        shown.stage("measuring", None)
+        found = measure(
+            bundle, data, options, _key(bundle, key),
+            insecure=insecure, requests=requests, published=published, progress=shown.progress,
+        )  # fmt: skip
+    text = json.dumps(found.as_dict(), indent=2) + "\n"
+    if out_file is not None:
+        out_file.write_text(text)
+    if as_json:
+        sys.stdout.write(text)
+    else:
+        show(bench_table(found))
+
+
+def _options(
+    enclave: str, accelerator: str, transport: str, threads: int, batch: int, in_flight: int,
+    **more: Any,
+) -> Options:  # fmt: skip
+    from .enclave_runner.orchestrator import Options
+    from .profilers.backends import pick_accelerator
+
+    return Options(
+        enclave, pick_accelerator(accelerator), transport, threads, batch, in_flight, **more
+    )
+
+
+def _service(
+    bundle: Path, options: Options, key: bytes | None, insecure: bool, with_tail: bool = True
+) -> Service:
+    from .enclave_runner.orchestrator import Service
+
+    service = Service(bundle, options, key=key, insecure=insecure, with_tail=with_tail)
+    style = "green" if service.backend == "gramine-sgx" else "bold yellow"
+    err.print(f"head in {service.backend}: {service.label}", style=style, highlight=False)
+    return service
+
+
+def _client(bundle: Path, connect: str, insecure: bool) -> Client:
+    from .enclave_runner.attestation import verifier
+    from .enclave_runner.bundle import read_bundle
+    from .enclave_runner.client import Client
+    from .enclave_runner.parts import Part
+
+    part = Part.read(bundle / "head")
+    verify = verifier(read_bundle(bundle).mrenclave, insecure=insecure)
+    return Client(_address("connect", connect), part.answers, part.limits, verify)
+
+
+def _key(bundle: Path, key: Path | None) -> bytes:
+    from .enclave_runner.sealing import read_key
+
+    return read_key(key or bundle.resolve().with_name(f"{bundle.resolve().name}.key"))
+
+
+def _image(path: Path) -> bytes:
+    from .errors import DataError
+
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"`input` got {str(path)!r}, which cannot be read: {error.strerror}") from (
+            error
+        )
+
+
+def _address(name: str, text: str) -> tuple[str, int]:
+    from .errors import UsageError
+
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"`{name}` got {text!r}; use HOST:PORT")
+    return host or "127.0.0.1", int(port)

@@ -1,0 +1,73 @@
+"""Where the command line writes: results on stdout, progress and messages on stderr."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+out, err = Console(), Console(stderr=True)
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
+AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout")]
+
+
+def show(what: RenderableType) -> None:
+    """Print without cutting columns off where the output is no terminal."""
+    if not out.is_terminal:
+        out.width = 160
+    out.print(what)
+
+
+class Shown:
+    """Progress on stderr: a bar on a terminal, nothing otherwise."""
+
+    def __init__(self) -> None:
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("at most"),
+            TimeRemainingColumn(),
+            console=err,
+            disable=not err.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task("starting", total=1.0)
+        self.detail = self.bar.add_task("", total=1.0, visible=False)
+
+    def __enter__(self) -> Shown:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def stage(self, text: str, jobs: int | None = None) -> None:
+        """Name the stage; with `jobs`, its time left is an estimate for the most it can take."""
+        self.bar.update(self.detail, visible=False)
+        self.bar.reset(self.task, total=jobs, description=text)
+
+    def progress(self, what: str, share: float) -> None:
+        """Move the bar of the current job."""
+        if self.bar.tasks[1].description != what:
+            self.bar.reset(self.detail, total=1.0, description=f"  {what}", visible=True)
+        self.bar.update(self.detail, completed=share, description=f"  {what}")
+
+    def attacked(self, cut: str, attacker: str, score: float | None, leaks: bool) -> None:
+        """Leave a line per attack above the bar."""
+        self.bar.advance(self.task)
+        if err.is_terminal:
+            word = "failed" if score is None else f"{score:.2f}" + (" leaks" if leaks else "")
+            self.bar.console.print(
+                f"  {cut:<32} {attacker:<8} {word}", style="dim", highlight=False
+            )
