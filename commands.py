@@ -171,9 +171,7 @@ def serve(
     threads: Threads = 1,
     batch: Batch = 1,
     in_flight: InFlight = 2,
-    queue: Annotated[
-        int, typer.Option(help="Requests that may wait; more are answered busy")
-    ] = 16,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; more are answered busy")] = 16,
     insecure: Insecure = False,
     only: Annotated[
         str | None, typer.Option(help="head or tail: one of two services that share the work")
@@ -188,7 +186,15 @@ def serve(
         raise UsageError(f"`only` got {only!r}; use head or tail")
     host, port = _address("listen", listen)
     options = _options(
-        enclave, accelerator, transport, threads, batch, in_flight, queue=queue, host=host, port=port
+        enclave,
+        accelerator,
+        transport,
+        threads,
+        batch,
+        in_flight,
+        queue=queue,
+        host=host,
+        port=port,
     )
     if only == "tail":
         from .enclave_runner.tail_service import serve_tail

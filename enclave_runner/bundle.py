@@ -97,7 +97,9 @@ def read_bundle(folder: Path) -> Bundle:
     """
     path = folder / FILE
     if not path.is_file():
-        raise BundleError(f"`bundle` got {str(folder)!r}, which holds no {FILE}; run partopt export")
+        raise BundleError(
+            f"`bundle` got {str(folder)!r}, which holds no {FILE}; run partopt export"
+        )
     if path.stat().st_size > MAX_BYTES:
         raise BundleError(f"{str(path)!r} has more than {MAX_BYTES} bytes")
     try:

@@ -238,9 +238,7 @@ def _grows(
 
 def _shared(head: Program, tail: Program) -> list[str]:
     """Tensors that both sides hold: of one name, or of one storage under two names."""
-    places = {
-        t.untyped_storage().data_ptr(): n for n, t in head.tensors.items() if t.numel() > 1
-    }
+    places = {t.untyped_storage().data_ptr(): n for n, t in head.tensors.items() if t.numel() > 1}
     return sorted(
         n
         for n, t in tail.tensors.items()
@@ -248,9 +246,7 @@ def _shared(head: Program, tail: Program) -> list[str]:
     )
 
 
-def _write_parts(
-    folder: Path, made: _Made, loaded: LoadedModel, key: bytes
-) -> dict[str, Part]:
+def _write_parts(folder: Path, made: _Made, loaded: LoadedModel, key: bytes) -> dict[str, Part]:
     parts = {}
     for role, program in (("head", made.head), ("tail", made.tail)):
         place = folder / role
@@ -404,9 +400,7 @@ def _warnings(config: c.SplitConfig, made: _Made) -> list[str]:
     return found
 
 
-def _labels(
-    wanted: str | None, loaded: LoadedModel, answer: Sequence[Layout]
-) -> list[str] | None:
+def _labels(wanted: str | None, loaded: LoadedModel, answer: Sequence[Layout]) -> list[str] | None:
     """Labels of the answer's classes.
 
     Default weights of torchvision with 1000 classes are ImageNet's; nothing else is guessed.

@@ -94,7 +94,9 @@ def _other_names(path: str) -> set[str]:
     """The names in its folder that lead to a library: the loader opens those."""
     folder = Path(path).parent
     stem = Path(path).name.split(".so")[0]
-    return {str(p) for p in folder.glob(f"{stem}.so*") if p.is_symlink() and p.resolve() == Path(path)}
+    return {
+        str(p) for p in folder.glob(f"{stem}.so*") if p.is_symlink() and p.resolve() == Path(path)
+    }
 
 
 def _rehearse(folder: Path, batch: int, key: bytes) -> None:
@@ -148,11 +150,7 @@ def main(folder: Path, batch: int, shape: list[int]) -> None:
     for path in start:
         files |= {str(p) for p in path.glob("*.pth")} if path.is_dir() else {str(path)}
     inside = os.path.abspath(folder)
-    kept = sorted(
-        f
-        for f in files
-        if os.path.isfile(f) and not f.startswith((*_SYSTEM, inside))
-    )
+    kept = sorted(f for f in files if os.path.isfile(f) and not f.startswith((*_SYSTEM, inside)))
     seen = {
         "files": kept,
         "libraries": sum(os.path.getsize(f) for f in libraries if os.path.isfile(f)),

@@ -108,5 +108,7 @@ def check_whole(header: Header, body: bytes) -> bytes:
     if len(body) != header.length:
         raise FrameError("truncated", f"a frame has {len(body)} bytes, not {header.length}")
     if zlib.crc32(body) != header.crc:
-        raise FrameError("torn", "a frame's checksum does not fit its bytes: it was read half-written")
+        raise FrameError(
+            "torn", "a frame's checksum does not fit its bytes: it was read half-written"
+        )
     return body

@@ -87,7 +87,9 @@ class Client:
 class HeadWorker:
     """State of the worker between its threads."""
 
-    def __init__(self, folder: Path, part: Part, start: Start, backend: str, control: Control) -> None:
+    def __init__(
+        self, folder: Path, part: Part, start: Start, backend: str, control: Control
+    ) -> None:
         if start.transport == "shm":  # opened once: its name is gone by the time a tail returns
             start = replace(start, descriptor=os.open(start.area, os.O_RDWR))
         self._folder, self._part, self._start = folder, part, start
@@ -117,7 +119,9 @@ class HeadWorker:
         if self._part.seal == "none":
             self._load(b"")
         self._control.send(
-            event="listening", port=for_clients.getsockname()[1], tail_port=for_tail.getsockname()[1]
+            event="listening",
+            port=for_clients.getsockname()[1],
+            tail_port=for_tail.getsockname()[1],
         )
         while self._control.read() is not None:
             pass
@@ -157,7 +161,9 @@ class HeadWorker:
         if what == "unlock":
             self._unlock(client, request, body)
         elif what == "describe":
-            client.answer({"id": request, "backend": self._backend, "open": self._program is not None})
+            client.answer(
+                {"id": request, "backend": self._backend, "open": self._program is not None}
+            )
         elif what != "classify":
             client.refuse(request, "unknown", "there is no such request")
         elif self._program is None:
@@ -314,7 +320,10 @@ class HeadWorker:
         for i, request in enumerate(run.requests):
             times = {**request.times, "hand-off": away - tail, "tail": tail}
             times["return"] = time.perf_counter() - came
-            rows = [t[i * (len(t) // header.batch) : (i + 1) * (len(t) // header.batch)] for t in tensors]
+            rows = [
+                t[i * (len(t) // header.batch) : (i + 1) * (len(t) // header.batch)]
+                for t in tensors
+            ]
             times["inside"] = time.perf_counter() - request.since
             body = b"".join(r.contiguous().view(torch.uint8).numpy().tobytes() for r in rows)
             request.client.answer({"id": request.id, "times": times}, body)
@@ -345,7 +354,9 @@ def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch
     except ServiceError:
         raise
     except Exception:  # decoders raise whatever they like on damaged files
-        raise ServiceError("bad-image", "the bytes are no readable JPEG, PNG, WebP or BMP") from None
+        raise ServiceError(
+            "bad-image", "the bytes are no readable JPEG, PNG, WebP or BMP"
+        ) from None
     return preprocessing.normalise(torch.from_numpy(unit.copy())[None].float() / 255)
 
 

@@ -51,7 +51,9 @@ def pick(name: str, here: Presence | None = None, signed: bool = True) -> str:
         )
     if name == "gramine-sgx":
         if not here.gramine_sgx:
-            raise BackendError(f"`enclave` got {name!r}, but gramine-sgx is not on PATH ({INSTALL})")
+            raise BackendError(
+                f"`enclave` got {name!r}, but gramine-sgx is not on PATH ({INSTALL})"
+            )
         if not here.sgx_device:
             raise BackendError(f"`enclave` got {name!r}, but this machine has no /dev/sgx_enclave")
     return name
@@ -122,7 +124,12 @@ def _started(
     token = secrets.token_bytes(TOKEN_BYTES)
     with listen() as door:
         port = door.getsockname()[1]
-        environment = {**os.environ, **ENVIRONMENT, PORT_VARIABLE: str(port), TOKEN_VARIABLE: token.hex()}
+        environment = {
+            **os.environ,
+            **ENVIRONMENT,
+            PORT_VARIABLE: str(port),
+            TOKEN_VARIABLE: token.hex(),
+        }
         log = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the worker
         process = subprocess.Popen(
             command, cwd=folder, env=environment, pass_fds=pass_fds,

@@ -170,7 +170,9 @@ def _folders(worker: Worker) -> list[str]:
     """Folders to mount: Python's own, and those of all other trusted files, outermost only."""
     real = {os.path.realpath(p) for p in worker.prefixes}
     folders = {*worker.prefixes, *real, *(str(Path(f).parent) for f in worker.files)}
-    folders = {f for f in folders if not f.startswith(("/lib/", "/lib64/")) and f not in ("/lib", "/")}
+    folders = {
+        f for f in folders if not f.startswith(("/lib/", "/lib64/")) and f not in ("/lib", "/")
+    }
     kept: list[str] = []
     for folder in sorted(folders):
         if not any(folder == k or folder.startswith(k + "/") for k in kept):
@@ -181,7 +183,9 @@ def _folders(worker: Worker) -> list[str]:
 def _library_folders(files: Sequence[str], prefixes: Sequence[str]) -> list[str]:
     """Folders of shared libraries, Python's own before the distribution's."""
     folders = {str(Path(f).parent) for f in files if ".so" in Path(f).name}
-    own = sorted(f for f in folders if any(f.startswith(p) for p in prefixes) and f.endswith("/lib"))
+    own = sorted(
+        f for f in folders if any(f.startswith(p) for p in prefixes) and f.endswith("/lib")
+    )
     system = sorted(f for f in folders if f.startswith("/usr/lib"))
     return [*own, *system]
 

@@ -57,10 +57,10 @@ def parse(text: str) -> tuple[str, ...] | None:
 
 def folded(head: fx.GraphModule) -> fx.GraphModule:
     """`head` with batch norms folded into convolutions; `head` itself is left as it is."""
-    from torch.fx.experimental.optimization import fuse
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from torch.fx.experimental.optimization import fuse
+
         module = fuse(copy.deepcopy(head), inplace=True, no_trace=True)
     assert isinstance(module, fx.GraphModule)
     return module

@@ -104,7 +104,9 @@ class Service:
         self._tail_part = Part.read(self._folder / "tail")
         self.backend = pick(options.enclave, signed=self.bundle.mrenclave is not None)
         if self.bundle.seal == "gramine" and self.backend == "native":
-            raise BackendError("the weights are in Gramine's encrypted mount; native cannot open it")
+            raise BackendError(
+                "the weights are in Gramine's encrypted mount; native cannot open it"
+            )
         if self.backend != "gramine-sgx" and not insecure:
             raise UsageError(
                 f"`enclave` is {self.backend} ({LABELS[self.backend]}); accept that with "

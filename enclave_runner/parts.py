@@ -137,7 +137,9 @@ def bounded(path: Path, most: int) -> bytes:
         with open(path, "rb") as file:
             data = file.read(most + 1)
     except OSError as error:
-        raise BundleError(f"{path.parent.name}/{path.name} cannot be read: {error.strerror}") from None
+        raise BundleError(
+            f"{path.parent.name}/{path.name} cannot be read: {error.strerror}"
+        ) from None
     if len(data) > most:
         raise BundleError(f"{path.parent.name}/{path.name} has more than {most} bytes")
     return data

@@ -42,9 +42,7 @@ def main(folder: Path) -> None:
     os._exit(0)
 
 
-def prepare(
-    folder: Path, shape: list[int], seed: int, device: str
-) -> tuple[Program, torch.Tensor]:
+def prepare(folder: Path, shape: list[int], seed: int, device: str) -> tuple[Program, torch.Tensor]:
     """The program in `folder` with its weights, and an input of noise."""
     program = Program.from_json((folder / PROGRAM).read_bytes())
     program.load(load((folder / WEIGHTS).read_bytes()), device)

@@ -32,7 +32,18 @@ _SIZE_OPS: dict[str, Callable[..., Any]] = {
 _SIZE_NAMES = {function: name for name, function in _SIZE_OPS.items()}
 # The words that operators of a network's forward pass take; a path or an equation is none.
 _WORDS = frozenset(
-    ["none", "tanh", "floor", "trunc", "constant", "reflect", "replicate", "circular", "mean", "sum"]
+    [
+        "none",
+        "tanh",
+        "floor",
+        "trunc",
+        "constant",
+        "reflect",
+        "replicate",
+        "circular",
+        "mean",
+        "sum",
+    ]
 )
 DTYPES = {
     str(d).removeprefix("torch."): d
@@ -180,9 +191,9 @@ class Program:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, BundleError):
                 raise
-            raise BundleError(f"program cannot be read ({type(error).__name__}); export again") from (
-                None
-            )
+            raise BundleError(
+                f"program cannot be read ({type(error).__name__}); export again"
+            ) from (None)
         return cls(inputs, constants, with_frees(steps, outputs, first), outputs, channels_last)
 
 
@@ -240,7 +251,9 @@ def operator_named(name: str) -> Callable[..., Any]:
         return function
     space, _, rest = name.partition(".")
     base, _, overload = rest.partition(".")
-    packet = getattr(torch.ops.aten, base, None) if space == "aten" and base.isidentifier() else None
+    packet = (
+        getattr(torch.ops.aten, base, None) if space == "aten" and base.isidentifier() else None
+    )
     found = getattr(packet, overload, None) if overload.isidentifier() else None
     if not isinstance(found, torch._ops.OpOverload):
         raise BundleError(f"program names {name!r}, which is no ATen operator")
@@ -276,7 +289,9 @@ def _to_data(value: Any) -> Any:
         return value
     if isinstance(value, str) and value in _WORDS:
         return {"word": value}
-    raise ExportError(f"an argument {str(value)[:60]!r} of an operator cannot be stored; cut elsewhere")
+    raise ExportError(
+        f"an argument {str(value)[:60]!r} of an operator cannot be stored; cut elsewhere"
+    )
 
 
 def _from_data(value: Any, before: int) -> Any:
@@ -380,7 +395,9 @@ def _from_export(exported: torch.export.ExportedProgram) -> Program:
             steps.append(Step(op, operator_named(op), args, kwargs, result))
             index[node] = result
         elif node.op not in ("placeholder", "call_function"):
-            raise ExportError(f"the module holds {node.op} {node.target}, which no program can hold")
+            raise ExportError(
+                f"the module holds {node.op} {node.target}, which no program can hold"
+            )
     names = [n.name for n in users]
     program = Program(
         names, [held[n.name] for n in constants], with_frees(steps, outputs, first), outputs

@@ -43,7 +43,9 @@ def seal(data: bytes, key: bytes, name: str) -> bytes:
     starts = range(0, max(1, len(data)), _CHUNK)
     for number, start in enumerate(starts):
         last = number == len(starts) - 1
-        out.append(cipher.encrypt(_nonce(number, last), data[start : start + _CHUNK], name.encode()))
+        out.append(
+            cipher.encrypt(_nonce(number, last), data[start : start + _CHUNK], name.encode())
+        )
     return b"".join(out)
 
 

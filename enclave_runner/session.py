@@ -175,7 +175,9 @@ def connect(
         public, nonce = bytes.fromhex(data["public"]), bytes.fromhex(data["nonce"])
         backend, quote = str(data["backend"])[:40], bytes.fromhex(data["quote"])
     except (OSError, FrameError, ValueError, KeyError, TypeError) as error:
-        raise SessionError(f"no head worker answers there ({error}); check host and port") from error
+        raise SessionError(
+            f"no head worker answers there ({error}); check host and port"
+        ) from error
     verify(Hello(backend, quote, _report_data(hello, public, nonce)))
     to_head, to_client = _keys(_exchange(private, public), hello + answer)
     return Channel(sock, to_head, to_client, most), Hello(backend, quote, b"")

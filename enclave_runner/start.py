@@ -64,7 +64,9 @@ def start_from(event: dict[str, Any] | None) -> Start:
     try:
         start = Start(**(event or {}))
     except TypeError:
-        raise FrameError("malformed", "the start line lacks a setting or has an unknown one") from None
+        raise FrameError(
+            "malformed", "the start line lacks a setting or has an unknown one"
+        ) from None
     for name, (low, high) in _BOUNDS.items():
         value = getattr(start, name)
         if type(value) is not int or not low <= value <= high:

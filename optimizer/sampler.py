@@ -37,7 +37,8 @@ class SuffixSampler(BaseSampler):
         self, cuts: int, attackers: Sequence[str], decide: Callable[[set[Job]], Job | None]
     ) -> None:
         self._space: dict[str, BaseDistribution] = {
-            "cut": IntDistribution(0, max(0, cuts - 1)),
+            # Of a single value Optuna would not ask us, nor learn that nothing is left.
+            "cut": IntDistribution(0, max(1, cuts - 1)),
             "attacker": CategoricalDistribution(list(attackers)),
         }
         self._decide = decide

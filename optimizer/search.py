@@ -226,7 +226,7 @@ class Search:
             with self._lock:
                 trial = study.ask()
                 try:
-                    cut = trial.suggest_int("cut", 0, max(0, len(self.cuts) - 1))
+                    cut = trial.suggest_int("cut", 0, max(1, len(self.cuts) - 1))
                     name = trial.suggest_categorical("attacker", self.plan.panel)
                     trial.set_user_attr("owner", owner())
                 except NothingLeft:

@@ -101,9 +101,7 @@ class CudaPass(_Rows):
         start, at, end = self._read()
         torch.cuda.synchronize()
         if keep:
-            self.add(
-                [start.elapsed_time(t) / 1e3 for t in at], start.elapsed_time(end) / 1e3
-            )
+            self.add([start.elapsed_time(t) / 1e3 for t in at], start.elapsed_time(end) / 1e3)
 
 
 class WorkerPass(_Rows):

@@ -56,7 +56,11 @@ def bench_table(found: Measured) -> RenderableType:
     stages.add_column("stage, ms")
     for name in ("p50", "p95", "p99"):
         stages.add_column(name, justify="right")
-    names = {"split": "head + hand-off + tail", "inside": "in the head worker", "client": "end to end"}
+    names = {
+        "split": "head + hand-off + tail",
+        "inside": "in the head worker",
+        "client": "end to end",
+    }
     for stage, values in found.stages.items():
         row = [f"{values[p]:.2f}" for p in ("p50", "p95", "p99")]
         stages.add_row(names.get(stage, stage), *row, style="bold" if stage in names else "")

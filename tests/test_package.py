@@ -14,7 +14,15 @@ import partopt
 
 ROOT = Path(__file__).resolve().parents[1]
 # Arrows run from the left to the right; whatever is in none of these is a shared module.
-ORDER = ["cli", "commands", "reporting", "optimizer", "profilers|attackers", "enclave_runner", "shared"]
+ORDER = [
+    "cli",
+    "commands",
+    "reporting",
+    "optimizer",
+    "profilers|attackers",
+    "enclave_runner",
+    "shared",
+]
 
 
 def modules() -> list[Path]:

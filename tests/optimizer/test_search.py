@@ -271,6 +271,12 @@ def test_the_answer_does_not_change_from_run_to_run(tiny_loaded, small, monkeypa
     assert len(names) == 1
 
 
+@pytest.mark.timeout(120)
+def test_one_cut_and_one_attacker_come_to_an_end(tiny_loaded, small):
+    result = find(tiny_loaded, cuts=["down.1"], attackers=["linear"], repetitions=2)
+    assert result.config.search.trials_run == 1
+
+
 def test_no_safe_cut(tiny_loaded, small):
     result = find(tiny_loaded, ssim=0.2, cuts=["stem.1", "down.1"], repetitions=1)
     assert not result.found

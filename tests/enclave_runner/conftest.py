@@ -1,0 +1,253 @@
+"""One small network, its split config and its bundle, made once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load
+
+from partopt.datasets import Split
+from partopt.dead_leaves import dead_leaves
+from partopt.enclave_runner import messages, orchestrator
+from partopt.enclave_runner.client import Client
+from partopt.enclave_runner.export import SEALED, export
+from partopt.enclave_runner.orchestrator import Options, Service
+from partopt.enclave_runner.parts import WEIGHTS, Part, load_program
+from partopt.enclave_runner.sealing import read_key, unseal
+from partopt.errors import ServiceError
+from partopt.models import LoadedModel, load_model
+from partopt.optimizer.budgets import BUDGETS, Budget
+from partopt.optimizer.find import find
+
+NET = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(True))
+        self.mid = nn.Sequential(nn.Conv2d(16, 24, 3, 2, 1), nn.BatchNorm2d(24), nn.ReLU())
+        self.late = nn.Conv2d(24, 32, 3, 2, 1)
+        self.fc = nn.Linear(32, 5)
+    def forward(self, x):
+        x = self.mid(self.stem(x))
+        x = torch.relu(self.late(x)).mean((2, 3))
+        return self.fc(x)
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, 1, 1)
+        self.b = nn.Conv2d(3, 3, 3, 1, 1)
+        self.b.weight = self.a.weight
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+"""
+SMALL = Budget("quick", "screening", Split(24, 8, 8), 32, 4, {"linear": {"max_cells": 2000}})
+
+
+@dataclass(frozen=True)
+class Made:
+    """A bundle, its key, the split config it was made of, and the unsplit model."""
+
+    folder: Path
+    key: bytes
+    split: Path
+    loaded: LoadedModel
+
+    def copy(self, to: Path) -> Path:
+        return Path(shutil.copytree(self.folder, to))
+
+    def logits(self, image: bytes) -> torch.Tensor:
+        """The unsplit model's answer, with one thread as the workers have."""
+        x = self.prepared(image)
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                return self.loaded.module(x)
+        finally:
+            torch.set_num_threads(before)
+
+    def prepared(self, image: bytes) -> torch.Tensor:
+        """The preprocessed image."""
+        unit = self.loaded.preprocessing.to_unit(Image.open(io.BytesIO(image)))
+        return self.loaded.preprocessing.normalise(
+            torch.from_numpy(unit.copy())[None].float() / 255
+        )
+
+    def service(self, **options) -> Service:
+        options = {"enclave": "native", **options}
+        return Service(self.folder, Options(**options), key=self.key, insecure=True)
+
+
+def png(seed: int = 0, size: int = 48) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(dead_leaves(1, size, seed)[0].transpose(1, 2, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def split_config(folder: Path, spec: str, cut: str) -> tuple[Path, LoadedModel]:
+    """A split config of `spec` at `cut`, by a real find at a threshold that all cuts meet."""
+    loaded = load_model(spec, weights="none", input_size=32)
+    kept = BUDGETS["quick"]
+    BUDGETS["quick"] = SMALL
+    try:
+        result = find(
+            loaded, ssim=1.0, scale="raw", cuts=[cut], attackers=["linear"], repetitions=10,
+            enclave="native", storage=str(folder / "s.journal"),
+        )  # fmt: skip
+    finally:
+        BUDGETS["quick"] = kept
+    assert result.found
+    path = folder / f"{spec.rpartition(':')[2]}.split.json"
+    result.config.write(path)
+    return path, loaded
+
+
+@pytest.fixture(scope="session")
+def nets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nets")
+    (folder / "runnets.py").write_text(NET)
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(folder))
+    patch.setenv("PARTOPT_CACHE", str(folder / "cache"))
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def made(nets) -> Made:
+    split, loaded = split_config(nets, "runnets:Net", "mid.2")
+    done = export(split, nets / "bundle", batch=4)
+    return Made(done.folder, read_key(done.key), split, loaded)
+
+
+@pytest.fixture(scope="session")
+def photo() -> bytes:
+    return png(3)
+
+
+@pytest.fixture(scope="session")
+def find_split(nets):
+    """Makes the split config of a network and a cut."""
+    return lambda spec, cut: split_config(nets, spec, cut)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[bytes]:
+    return [png(seed) for seed in range(12)]
+
+
+def windows(tensor: torch.Tensor, size: int = 32) -> set[bytes]:
+    """Pieces of a tensor's bytes that would not stand elsewhere by chance."""
+    raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    found = (raw[i : i + size] for i in range(0, len(raw) - size + 1, size))
+    return {piece for piece in found if len(set(piece)) > 8}
+
+
+class Tap:
+    """A relay that keeps what passes."""
+
+    def __init__(self, address) -> None:
+        self.kept = bytearray()
+        self.door = socket.create_server(("127.0.0.1", 0))
+        self.address = self.door.getsockname()
+        threading.Thread(target=self._run, args=(address,), daemon=True).start()
+
+    def _run(self, address) -> None:
+        with self.door:
+            near, _ = self.door.accept()
+        with near, socket.create_connection(address) as far:
+            there = threading.Thread(target=self._pump, args=(near, far))
+            there.start()
+            self._pump(far, near)
+            there.join()
+
+    def _pump(self, a, b) -> None:
+        try:
+            while data := a.recv(65536):
+                self.kept += data
+                b.sendall(data)
+        except OSError:
+            pass
+        for end in (a, b):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+class Crossing:
+    """Records what the head worker gives away, and searches it."""
+
+    def __init__(self, patch) -> None:
+        self.patch = patch
+
+    def record(self, made, photo, transport, enclave) -> dict[str, bytes]:
+        """Every byte that the head worker gives away while it answers one image, by way."""
+        taps = []
+        plain = orchestrator.Service._start_tail
+
+        def through_a_tap(self):
+            taps.append(Tap(("127.0.0.1", self._tail_port)))
+            self._tail_port = taps[-1].address[1]
+            plain(self)
+
+        lines = []
+        read = messages.Control.read
+        self.patch.setattr(orchestrator.Service, "_start_tail", through_a_tap)
+        self.patch.setattr(messages.Control, "read", lambda c: lines.append(r := read(c)) or r)
+        crossed = {}
+        with made.service(transport=transport, in_flight=1, enclave=enclave) as service:
+            front = Tap(service.address)
+            part = Part.read(made.folder / "head")
+            with Client(front.address, part.answers, part.limits, lambda hello: None) as client:
+                for _ in range(2):
+                    assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
+                with pytest.raises(ServiceError):
+                    client.classify(photo[:100])
+            if transport == "shm":
+                size = os.fstat(service._area).st_size
+                crossed["shared memory"] = os.pread(service._area, size, 0)
+            crossed["files"] = b"".join(p.read_bytes() for p in service._drop.glob("*"))
+            crossed["client connection"] = bytes(front.kept)
+            crossed["tail connection"] = bytes(taps[0].kept)
+            crossed["stdout and logs"] = (
+                service._head.said().encode() + service._tail.said().encode()
+            )
+            crossed["control connection"] = repr(lines).encode()
+        return crossed
+
+    def check(self, made, photo, crossed) -> None:
+        everything = b"|".join(crossed.values())
+        x = made.prepared(photo)
+        sealed = (made.folder / "head" / SEALED).read_bytes()
+        weights = load(unseal(sealed, made.key, f"head/{WEIGHTS}"))
+        head = load_program(made.folder / "head", Part.read(made.folder / "head"), made.key)
+        boundary = windows(head(x)[0])
+        seen = sum(piece in everything for piece in boundary)
+        assert seen > 0.9 * len(boundary), "the recorder sees what does cross"
+        secrets = {
+            "encoded image": {photo[i : i + 32] for i in range(0, len(photo) - 32, 32)},
+            "preprocessed image": windows(x),
+            "pixels": windows((x * 0 + x).mul(255).round().to(torch.uint8)),
+            "key": {made.key, made.key.hex().encode()},
+            **{name: windows(tensor) for name, tensor in weights.items()},
+        }
+        assert sum(map(len, secrets.values())) > 400
+        for name, pieces in secrets.items():
+            assert not any(piece in everything for piece in pieces), f"{name} crossed in the clear"
+
+
+@pytest.fixture
+def crossing(monkeypatch) -> Crossing:
+    return Crossing(monkeypatch)

@@ -1,0 +1,101 @@
+"""The same under a real gramine-direct; it protects nothing, but runs what gramine-sgx would run."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from partopt.enclave_runner import signing
+from partopt.enclave_runner.bench import bench
+from partopt.enclave_runner.export import export
+from partopt.enclave_runner.orchestrator import Options, Service
+from partopt.enclave_runner.sealing import read_key
+from partopt.errors import BackendError, ServiceError, SessionError
+from partopt.profilers.profile import profile
+
+pytestmark = [
+    pytest.mark.gramine,
+    pytest.mark.skipif(
+        shutil.which("gramine-direct") is None, reason="gramine-direct is not on PATH"
+    ),
+]
+DIRECT = "gramine-direct"
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp", "file"])
+def test_answers_are_bit_identical_and_nothing_else_leaves(made, photo, transport, crossing):
+    # `record` compares each answer with the unsplit model's.
+    crossing.check(made, photo, crossing.record(made, photo, transport, DIRECT))
+
+
+def test_gramines_encrypted_mount(made, photo, tmp_path):
+    done = export(made.split, tmp_path / "b", seal_with="gramine")
+    key = read_key(done.key)
+    options = Options(enclave=DIRECT)
+    with pytest.raises(BackendError, match="native cannot open it"):
+        Service(done.folder, Options(enclave="native"), key=key, insecure=True)
+    with Service(done.folder, options, key=key, insecure=True) as service:
+        with service.client() as client:
+            assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
+    wrong = bytes(32)
+    with pytest.raises(ServiceError, match="key is wrong"):
+        Service(done.folder, options, key=wrong, insecure=True).__enter__()
+
+
+def test_a_killed_enclave_comes_back(made, photo):
+    with made.service(enclave=DIRECT) as service:
+        with service.client() as client:
+            client.classify(photo)
+            before = service.pids["head"]
+            os.kill(before, signal.SIGKILL)
+            with pytest.raises((ServiceError, SessionError)):
+                client.classify(photo)
+        deadline = time.time() + 90
+        while service.pids["head"] == before and time.time() < deadline:
+            time.sleep(0.1)
+        service.wait_ready(90)
+        with service.client() as client:
+            assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
+
+
+def test_profiles_inside(made):
+    graph = made.loaded.trace()
+    found = profile(graph, graph.cuts(), enclave=DIRECT, repetitions=3, warmup=1)
+    assert {c.enclave.backend for c in found.cuts} == {DIRECT}
+    assert found.worker.start_s > 0
+    assert found.worker.peak_bytes > 50 << 20
+    assert any("neither SGX" in w for w in found.warnings)
+    heads = [c.enclave.ms for c in found.cuts]
+    assert heads == sorted(heads)
+
+
+@pytest.mark.slow
+def test_bench_inside(made, photo):
+    found = bench(
+        made.folder, photo, Options(enclave=DIRECT), made.key, insecure=True, requests=10,
+        published=1,
+    )  # fmt: skip
+    assert found.backend == DIRECT
+    assert set(found.baselines) == {"whole in enclave", "whole outside", "published"}
+
+
+def test_signing_gives_the_measurement_that_gramine_shows(made, tmp_path):
+    import subprocess
+
+    if signing.missing() or shutil.which("gramine-sgx-sigstruct-view") is None:
+        pytest.skip("gramine-sgx-sign is not on PATH")
+    key = tmp_path / "key.pem"
+    subprocess.run(["gramine-sgx-gen-private-key", str(key)], check=True, capture_output=True)
+    split = shutil.copy(made.split, tmp_path / "s.json")
+    done = export(tmp_path / "s.json", tmp_path / "b", sign=key)
+    shown = subprocess.run(
+        ["gramine-sgx-sigstruct-view", str(tmp_path / "b" / "head.sig")],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert done.bundle.mrenclave in shown
+    from partopt.config import SplitConfig
+
+    assert SplitConfig.read(split).mrenclave == done.bundle.mrenclave

@@ -1,0 +1,275 @@
+"""Both workers for real, natively: answers, refusals, deaths, and what crosses in the clear."""
+
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from partopt.enclave_runner.attestation import verifier
+from partopt.enclave_runner.client import Client
+from partopt.enclave_runner.orchestrator import Options, Service
+from partopt.enclave_runner.parts import Part
+from partopt.enclave_runner.sealing import new_key
+from partopt.errors import BackendError, ServiceError, SessionError, UsageError
+
+
+def left_over() -> list[str]:
+    return [n for n in os.listdir("/dev/shm") if n.startswith("partopt-")]
+
+
+def resident(pid: int) -> int:
+    """Resident memory of a process in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(x for x in status.splitlines() if x.startswith("VmRSS:")).split()[1])
+
+
+@pytest.fixture(scope="module")
+def service(made):
+    with made.service(batch=4) as running:
+        yield running
+    assert left_over() == []
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp", "file"])
+def test_answers_are_the_unsplit_models_bit_for_bit(made, photo, transport):
+    with made.service(transport=transport) as service, service.client() as client:
+        for _ in range(3):
+            answer = client.classify(photo)
+            assert torch.equal(answer.tensors[0], made.logits(photo))
+        assert {"decrypt", "preprocess", "head", "hand-off", "tail", "return"} <= set(answer.times)
+        assert 0 < answer.times["inside"] < answer.seconds
+    assert left_over() == []
+
+
+def test_many_requests_in_flight_and_batches_keep_their_answers_apart(made, service, pictures):
+    wanted = {i: made.logits(p) for i, p in enumerate(pictures)}
+    with service.client() as client:
+        numbers = []
+        for _ in range(4):
+            numbers += [(i, client.submit(p)) for i, p in enumerate(pictures)][:12]
+            for i, number in numbers[-12:]:
+                torch.testing.assert_close(client.collect(number).tensors[0], wanted[i])
+
+
+def test_what_is_no_image_is_refused_and_the_session_goes_on(made, service, photo):
+    with service.client() as client:
+        for bad in (b"", b"no image", photo[: len(photo) // 2], b"GIF89a" + bytes(50)):
+            with pytest.raises(ServiceError) as caught:
+                client.classify(bad)
+            assert caught.value.code == "bad-image"
+        with pytest.raises(ServiceError) as caught:
+            client.classify(bytes((16 << 20) + 1))
+        assert caught.value.code == "too-large"
+        assert torch.equal(client.classify(photo).tensors[0].argmax(), made.logits(photo).argmax())
+
+
+def test_a_full_queue_answers_busy(made, photo):
+    with made.service(queue=1, in_flight=1) as service, service.client() as client:
+        numbers = [client.submit(photo) for _ in range(60)]
+        codes = []
+        for number in numbers:
+            try:
+                answer = client.collect(number)
+                assert torch.equal(answer.tensors[0], made.logits(photo))
+                codes.append("answered")
+            except ServiceError as error:
+                codes.append(error.code)
+        assert set(codes) == {"answered", "busy"}
+
+
+def test_sealed_weights_wait_for_their_key(made, photo):
+    options = Options(enclave="native")
+    with Service(made.folder, options, key=None, insecure=True) as service:
+        with service.client() as client:
+            for wrong in (new_key(), b"short", b""):
+                with pytest.raises(ServiceError) as caught:
+                    client.unlock(wrong)
+                assert caught.value.code == "wrong-key"
+            with pytest.raises(ServiceError) as caught:
+                client.classify(photo)
+            assert caught.value.code == "locked"
+            client.unlock(made.key)
+            assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
+
+
+def test_without_attestation_nothing_runs_unless_asked(made):
+    with pytest.raises(UsageError, match="--insecure-no-attestation"):
+        Service(made.folder, Options(enclave="native"), key=made.key)
+
+
+def test_a_client_refuses_a_head_that_proves_nothing(made, service):
+    part = Part.read(made.folder / "head")
+    verify = verifier(None, insecure=False)
+    with pytest.raises(SessionError, match="proves nothing"):
+        Client(service.address, part.answers, part.limits, verify)
+
+
+def test_arguments(made):
+    for wrong in ({"transport": "smoke"}, {"threads": 0}, {"batch": 0}, {"in_flight": 65}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            Options(**wrong)
+    with pytest.raises(UsageError, match="`batch` got 9"):
+        made.service(batch=9)
+    if not os.path.exists("/dev/sgx_enclave"):
+        with pytest.raises(BackendError, match="gramine-sgx"):
+            made.service(enclave="gramine-sgx")
+
+
+def test_nobody_there(made):
+    part = Part.read(made.folder / "head")
+    with pytest.raises(SessionError, match="no head worker at"):
+        Client(("127.0.0.1", 1), part.answers, part.limits, lambda hello: None)
+
+
+@pytest.mark.parametrize("victim", ["tail", "head"])
+def test_a_killed_worker_comes_back_and_no_answer_is_wrong(made, photo, victim):
+    wanted, codes, stop = made.logits(photo), [], threading.Event()
+    with made.service() as service:
+
+        def ask() -> None:
+            while not stop.is_set():
+                try:
+                    with service.client(timeout=20) as client:
+                        while not stop.is_set():
+                            answer = client.classify(photo)
+                            codes.append(torch.equal(answer.tensors[0], wanted))
+                except (ServiceError, SessionError):
+                    codes.append("error")
+                    time.sleep(0.02)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        for _ in range(2):
+            time.sleep(0.3)
+            before = service.pids[victim]
+            os.kill(before, signal.SIGKILL)
+            deadline = time.time() + 30
+            while service.pids[victim] == before and time.time() < deadline:
+                time.sleep(0.05)
+            service.wait_ready(30)
+        answered = codes.count(True)
+        deadline = time.time() + 20
+        while codes.count(True) < answered + 5 and time.time() < deadline:
+            time.sleep(0.05)
+        stop.set()
+        thread.join(30)
+    assert False not in codes
+    assert codes.count(True) >= answered + 5, "it answers again"
+    assert "error" in codes
+    assert left_over() == []
+
+
+def test_a_worker_that_dies_again_and_again_is_given_up(made):
+    with made.service() as service:
+        service._restarts.extend([time.monotonic()] * 6)
+        os.kill(service.pids["tail"], signal.SIGKILL)
+        with pytest.raises(ServiceError, match="cannot be started again"):
+            for _ in range(200):
+                service.check()
+                time.sleep(0.05)
+
+
+def test_a_tail_that_lies_is_hung_up_on(made, photo):
+    """The tail's connection answers with a frame of an unknown run: refused, then restarted."""
+    with made.service(transport="tcp") as service, service.client() as client:
+        os.kill(service.pids["tail"], signal.SIGSTOP)
+        number = client.submit(photo)
+        time.sleep(0.2)
+        # Somebody without the token gets nowhere.
+        with socket.create_connection(("127.0.0.1", service._tail_port)) as stranger:
+            stranger.sendall(bytes(16))
+        os.kill(service.pids["tail"], signal.SIGCONT)
+        assert torch.equal(client.collect(number).tensors[0], made.logits(photo))
+
+
+def fuzz(service, count: int, seed: int = 0) -> None:
+    """Throw bytes at the clients' port: noise, half handshakes, broken frames in good sessions."""
+    source = random.Random(seed)
+    for i in range(count):
+        if i % 4 == 0:
+            client = service.client(timeout=5)
+            raw = bytes(source.randrange(256) for _ in range(source.randrange(1, 200)))
+            try:
+                client._sock.sendall(raw)
+            except OSError:
+                pass
+            client.close()
+            continue
+        with socket.create_connection(service.address) as sock:
+            raw = bytearray(source.randbytes(source.randrange(0, 200)))
+            if i % 4 == 1:
+                raw[:4] = b"POC1"
+            try:
+                sock.sendall(raw)
+            except OSError:
+                pass
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fuzzed_connections_crash_nothing_and_leak_nothing(made, photo, count):
+    with made.service() as service:
+        with service.client() as client:
+            fuzz(service, 200)
+            client.classify(photo)
+            head = service.pids["head"]
+            time.sleep(0.5)
+            before = resident(head)
+            fuzz(service, count, seed=1)
+            assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
+            time.sleep(0.5)
+            assert service.pids["head"] == head
+            assert resident(head) < 1.05 * before
+        codes = {e["code"] for e in service.events if e.get("event") == "refused"}
+        assert codes & {"forged", "malformed", "oversized", "truncated", "unexpected"}
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])
+def test_requests_do_not_grow_memory(made, photo, count):
+    with made.service() as service, service.client() as client:
+        for _ in range(60):
+            client.classify(photo)
+        before = {name: resident(pid) for name, pid in service.pids.items()}
+        for _ in range(count):
+            client.classify(photo)
+        after = {name: resident(pid) for name, pid in service.pids.items()}
+    for name in before:
+        assert after[name] <= 1.05 * before[name], (name, before, after)
+
+
+def test_a_tail_of_another_service(made, photo, tmp_path):
+    """Two services, as with the two systemd units."""
+    import subprocess
+    import sys
+
+    options = Options(enclave="native")
+    with Service(made.folder, options, key=made.key, insecure=True, with_tail=False) as service:
+        with service.client() as client:
+            with pytest.raises(ServiceError, match="no tail worker"):
+                client.classify(photo)
+            command = [sys.executable, "-m", "partopt", "serve", str(made.folder), "--only", "tail"]
+            tail = subprocess.Popen(command, stderr=subprocess.PIPE)
+            try:
+                for _ in range(100):
+                    try:
+                        answer = client.classify(photo)
+                        break
+                    except ServiceError as error:
+                        assert error.code == "tail-lost"
+                        time.sleep(0.2)
+                assert torch.equal(answer.tensors[0], made.logits(photo))
+            finally:
+                tail.send_signal(signal.SIGINT)
+                tail.communicate(timeout=20)
+    assert tail.returncode == 130
+    assert left_over() == []
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp", "file"])
+def test_nothing_but_the_boundary_leaves_in_the_clear(made, photo, transport, crossing):
+    crossing.check(made, photo, crossing.record(made, photo, transport, "native"))

@@ -1,0 +1,244 @@
+import random
+import socket
+import struct
+import threading
+
+import pytest
+
+from partopt.enclave_runner.attestation import parse, verified_by_dcap, verifier
+from partopt.enclave_runner.messages import MAX_HEAD, Control, decode, encode
+from partopt.enclave_runner.session import Channel, Hello, accept, connect
+from partopt.enclave_runner.start import start_from
+from partopt.errors import AttestationError, FrameError, SessionError
+
+MOST = 10_000
+
+
+@pytest.fixture
+def wire():
+    a, b = socket.socketpair()
+    yield a, b
+    a.close()
+    b.close()
+
+
+def handshake(wire, verify=lambda hello: None, quote=lambda data: b""):
+    found = {}
+    thread = threading.Thread(
+        target=lambda: found.update(head=accept(wire[1], "native", quote, MOST))
+    )
+    thread.start()
+    client, hello = connect(wire[0], verify, MOST)
+    thread.join()
+    return client, found["head"], hello
+
+
+def test_messages_cross_both_ways_and_are_encrypted(wire):
+    client, head, hello = handshake(wire)
+    assert hello.backend == "native"
+    for i in range(3):
+        client.send(b"picture" * i)
+        assert head.receive(5) == b"picture" * i
+        head.send(b"answer")
+        assert client.receive(5) == b"answer"
+    client.send(b"a secret that is long enough")
+    seen = wire[1].recv(1000)
+    assert b"secret" not in seen
+
+
+def test_two_sessions_have_different_keys(wire):
+    first, _, _ = handshake(wire)
+    a, b = socket.socketpair()
+    with a, b:
+        _, other, _ = handshake((a, b))
+        first.send(b"for the first head worker")
+        b_raw = wire[1].recv(1000)
+        a.sendall(b_raw)
+        with pytest.raises(FrameError) as caught:
+            other.receive(5)
+        assert caught.value.code == "forged"
+
+
+def raw_frame(client, wire, message=b"hello") -> bytes:
+    client.send(message)
+    return wire[1].recv(1000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [("flip", "forged"), ("replay", "replayed"), ("skip", "unexpected"), ("huge", "oversized"),
+     ("short", "truncated"), ("cut", "truncated")],
+)  # fmt: skip
+def test_each_damage_has_its_code(wire, damage, code):
+    client, head, _ = handshake(wire)
+    raw = raw_frame(client, wire)
+    a, b = socket.socketpair()
+    head._sock = b
+    with a, b:
+        if damage == "flip":
+            a.sendall(raw[:-1] + bytes([raw[-1] ^ 1]))
+        elif damage == "replay":
+            a.sendall(raw + raw)
+            assert head.receive(5) == b"hello"
+        elif damage == "skip":
+            a.sendall(raw_frame(client, wire))
+        elif damage == "huge":
+            a.sendall(struct.pack("<IQ", 1 << 31, 0))
+        elif damage == "short":
+            a.sendall(struct.pack("<IQ", 3, 0) + b"abc")
+        else:
+            a.sendall(raw[:-4])
+            a.shutdown(socket.SHUT_WR)
+        with pytest.raises(FrameError) as caught:
+            head.receive(5)
+        assert caught.value.code == code
+
+
+def test_messages_beyond_the_limit_are_not_sent(wire):
+    client, _, _ = handshake(wire)
+    with pytest.raises(FrameError, match="at most 10000"):
+        client.send(bytes(MOST + 1))
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n" + b"x" * 60, b"POC1" + bytes(64), b""])
+def test_what_is_no_client_is_refused(wire, said):
+    wire[0].sendall(said)
+    wire[0].shutdown(socket.SHUT_WR)
+    with pytest.raises((FrameError, SessionError, ConnectionError)):
+        accept(wire[1], "native", lambda _: b"", MOST)
+
+
+@pytest.mark.parametrize(
+    "said", [b"\xff\xff\xff\xff", struct.pack("<I", 2) + b"{}", struct.pack("<I", 4) + b"null", b""]
+)
+def test_what_is_no_head_worker_is_refused(wire, said):
+    wire[1].sendall(said)
+    wire[1].shutdown(socket.SHUT_WR)
+    with pytest.raises(SessionError, match="no head worker answers"):
+        connect(wire[0], lambda hello: None, MOST)
+
+
+MRENCLAVE = bytes(range(32))
+
+
+def quote(report_data: bytes, mrenclave=MRENCLAVE, debug=False, version=3) -> bytes:
+    raw = bytearray(48 + 384 + 4 + 64)
+    raw[0:2] = version.to_bytes(2, "little")
+    raw[96:104] = (2 if debug else 0).to_bytes(8, "little")
+    raw[112:144] = mrenclave
+    raw[368:432] = report_data
+    return bytes(raw)
+
+
+def test_a_good_quote_convinces(wire):
+    checked = []
+    verify = verifier(MRENCLAVE.hex(), insecure=False, by_library=checked.append)
+    client, head, _ = handshake(wire, verify, quote)
+    assert len(checked) == 1
+    client.send(b"x")
+    assert head.receive(5) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("made", "mrenclave", "message"),
+    [
+        (lambda d: quote(d, mrenclave=bytes(32)), MRENCLAVE.hex(), "another program"),
+        (lambda d: quote(d, debug=True), MRENCLAVE.hex(), "debug mode"),
+        (lambda d: quote(bytes(64)), MRENCLAVE.hex(), "another handshake"),
+        (lambda d: quote(d, version=4), MRENCLAVE.hex(), "version 3"),
+        (lambda d: quote(d)[:100], MRENCLAVE.hex(), "version 3"),
+        (lambda d: b"", MRENCLAVE.hex(), "proves nothing"),
+        (lambda d: quote(d), None, "no MRENCLAVE"),
+    ],
+)
+def test_quotes_that_do_not_convince(wire, made, mrenclave, message):
+    verify = verifier(mrenclave, insecure=False, by_library=lambda q: None)
+    with pytest.raises(AttestationError, match=message):
+        handshake(wire, verify, made)
+
+
+def test_a_quote_that_no_library_can_check_is_refused(monkeypatch):
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    with pytest.raises(AttestationError, match="cannot be checked"):
+        verified_by_dcap(quote(bytes(64)))
+
+
+def test_parsing_finds_the_fields():
+    found = parse(quote(b"\7" * 64, debug=True))
+    assert (found.mrenclave, found.debug, found.report_data) == (MRENCLAVE, True, b"\7" * 64)
+
+
+def test_insecure_must_be_said():
+    hello = Hello("native", b"", bytes(64))
+    verifier(None, insecure=True)(hello)
+    with pytest.raises(AttestationError, match="--insecure-no-attestation"):
+        verifier(None, insecure=False)(hello)
+
+
+def test_fuzzed_session_frames_are_all_refused():
+    """10,000 frames with flipped bytes; a fresh channel each, so that each reaches the cipher."""
+    source = random.Random(1)
+    key = bytes(32)
+    a, b = socket.socketpair()
+    with a, b:
+        Channel(a, key, key, MOST).send(b"some message")
+        good = b.recv(1000)
+        for _ in range(10_000):
+            raw = bytearray(good)
+            for _ in range(source.randint(1, 3)):
+                place = source.randrange(len(raw))
+                raw[place] ^= source.randint(1, 255)
+            if bytes(raw) == good:
+                continue
+            a.sendall(raw)
+            length = int.from_bytes(raw[:4], "little")
+            if 16 <= length <= MOST + 16 and length > len(good) - 12 and raw[4:12] == bytes(8):
+                a.sendall(bytes(length - (len(good) - 12)))
+            with pytest.raises(FrameError):
+                Channel(b, key, key, MOST).receive(5)
+            b.setblocking(False)
+            try:
+                while b.recv(65536):
+                    pass
+            except BlockingIOError:
+                b.setblocking(True)
+
+
+def test_messages():
+    head, body = decode(encode({"id": 1, "do": "x"}, b"\0\1"))
+    assert (head, body) == ({"id": 1, "do": "x"}, b"\0\1")
+    for bad in (b"", b"\0\0", b"\xff\xff\xff\xff", struct.pack("<I", 2) + b"[]", encode({})[:-1],
+                struct.pack("<I", MAX_HEAD) + b"[" * MAX_HEAD):  # fmt: skip
+        with pytest.raises(FrameError):
+            decode(bad)
+
+
+def test_control_lines(wire):
+    ours, theirs = Control(wire[0]), Control(wire[1])
+    ours.send(event="ready", n=1)
+    assert theirs.read() == {"event": "ready", "n": 1}
+    wire[0].sendall(b"no json\n")
+    with pytest.raises(FrameError, match="no JSON object"):
+        theirs.read()
+    wire[0].sendall(b"x" * 100_000)
+    with pytest.raises(FrameError, match="too long"):
+        theirs.read()
+
+
+GOOD = {
+    "transport": "shm", "area": "/dev/shm/x", "slots": 2, "batch": 1, "threads": 1, "queue": 4,
+    "host": "127.0.0.1", "port": 0, "token": "00" * 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"slots": 0}, {"slots": 10**9}, {"batch": True}, {"threads": "2"}, {"transport": "smoke"},
+     {"port": 70000}, {"area": 5}, {"timeout": -1}, {"more": 1}, {"area": "x" * 5000}],
+)  # fmt: skip
+def test_a_start_line_out_of_bounds_is_refused(change):
+    start_from(GOOD)
+    with pytest.raises(FrameError, match="start line"):
+        start_from({**GOOD, **change})
+    with pytest.raises(FrameError):
+        start_from(None)
