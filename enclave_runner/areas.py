@@ -18,7 +18,6 @@ from typing import Any
 from ..cache import written_whole
 from ..errors import ServiceError
 
-
 NOTE = "tail.json"
 
 

@@ -233,7 +233,7 @@ def _predicted(folder: Path, found: Measured) -> None:
     here = (found.backend, found.device, found.threads)
     if where != here:
         found.notes.append(
-            f"no figure of find's to compare: it measured {where[0]} and {where[1]} with {where[2]} "
+            f"nothing of find's to compare: it measured {where[0]} and {where[1]} with {where[2]} "
             f"thread(s), this is {here[0]} and {here[1]} with {here[2]}"
         )
         return

@@ -27,7 +27,14 @@ from . import optimise as opt
 from . import signing
 from .areas import drop_folder, shm_folder
 from .bundle import (
-    LABELS, SPLIT, TEMPLATE, Bundle, Crossing, Footprint, Optimisation, digest,
+    LABELS,
+    SPLIT,
+    TEMPLATE,
+    Bundle,
+    Crossing,
+    Footprint,
+    Optimisation,
+    digest,
 )  # fmt: skip
 from .footprint import Seen, look
 from .manifest import Worker, render, run_tool, size_enclave

@@ -217,7 +217,8 @@ class HeadWorker:
                     request.client.refuse(request.id, "internal", type(error).__name__)
 
     def _run_head(self, batch: list[Request]) -> None:
-        assert self._program is not None and self._part.preprocessing is not None
+        assert self._program is not None
+        assert self._part.preprocessing is not None
         kept, images = [], []
         for request in batch:
             begun = time.perf_counter()

@@ -47,7 +47,7 @@ def pick(name: str, here: Presence | None = None, signed: bool = True) -> str:
         raise UsageError(f"`enclave` got {name!r}; use auto, {', '.join(BACKENDS)}")
     if name == "gramine-direct" and not here.gramine_direct:
         raise BackendError(
-            f"`enclave` got {name!r}, but gramine-direct is not on PATH; install Gramine ({INSTALL})"
+            f"`enclave` got {name!r}, but gramine-direct is not on PATH; install it ({INSTALL})"
         )
     if name == "gramine-sgx":
         if not here.gramine_sgx:

@@ -94,7 +94,7 @@ def render(worker: Worker) -> str:
         '"file:{{ gramine.runtimedir() }}/"',
         *(_q("file:" + f) for f in worker.files if not _is_glibc(f)),
     ]
-    allowed = []
+    allowed: list[str] = []
     own = [_q(f"file:{worker.folder}/{name}") for name in worker.names]
     (trusted if worker.trusted else allowed).extend(own)
     if worker.shm:

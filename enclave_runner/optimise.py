@@ -126,7 +126,7 @@ def choose(
             programs[switches] = channels_last(program) if "channels-last" in switches else program
     truth = tail(*plain(example))
     off = {s: _difference(truth, tail(*p(example))) for s, p in programs.items()}
-    times = _interleaved({s: p for s, p in programs.items()}, example, repetitions)
+    times = _interleaved(programs, example, repetitions)
     tried = {
         "+".join(s) or "none": f"{times[()] / times[s]:.2f}x, difference {off[s]:.1e}"
         for s in programs

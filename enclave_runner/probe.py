@@ -2,8 +2,8 @@
 
     python -m partopt.enclave_runner.probe FOLDER
 
-Started by the same launcher as the head worker, natively or inside Gramine, so that what it measures
-is what the runner will take. It has no secrets: weights are plain and inputs are noise.
+Started by the same launcher as the head worker, natively or inside Gramine, so that what it
+measures is what the runner will take. It has no secrets: weights are plain and inputs are noise.
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ from ..errors import ServiceError
 from ..graph import LayerGraph
 from ..nodes import Cut
 from ..splitting import observe
+from .bundle import TEMPLATE
 from .footprint import look
 from .launcher import launch_gramine, launch_python, rendered
 from .manifest import Worker, render, size_enclave
-from .bundle import TEMPLATE
 from .parts import PROGRAM, WEIGHTS
 from .programs import Program, record, with_frees
 from .signing import sign

@@ -1,10 +1,10 @@
 """Files at rest under AES-256-GCM: a header, then chunks that can neither be swapped nor dropped.
 
-Layout: magic (8 bytes), salt (32), then each chunk of at most 1 MiB with its tag. The file's own key
-is HKDF-SHA256 of the user's key and the salt (RFC 5869), so that one user key may seal many files.
-The nonce is the chunk's number and whether it is the last, as in the STREAM construction (Hoang,
-Reyhanitabar, Rogaway, Vizar: "Online Authenticated-Encryption and its Nonce-Reuse Misuse-Resistance",
-CRYPTO 2015); the file's name is authenticated with every chunk.
+Layout: magic (8 bytes), salt (32), then each chunk of at most 1 MiB with its tag. The file's own
+key is HKDF-SHA256 of the user's key and the salt (RFC 5869), so that one user key may seal many
+files. The nonce is the chunk's number and whether it is the last, as in the STREAM construction
+(Hoang, Reyhanitabar, Rogaway, Vizar: "Online Authenticated-Encryption and its Nonce-Reuse
+Misuse-Resistance", CRYPTO 2015); the file's name is authenticated with every chunk.
 """
 
 from __future__ import annotations

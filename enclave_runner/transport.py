@@ -83,7 +83,7 @@ class End(ABC):
             if tuple(tensor.shape) != layout.at(batch):
                 raise FrameError(
                     "malformed",
-                    f"tensor {layout.name!r} has shape {tuple(tensor.shape)}, not {layout.at(batch)}",
+                    f"{layout.name!r} has shape {tuple(tensor.shape)}, not {layout.at(batch)}",
                 )
         self.sent += 1
         length = room(layouts, batch) if layouts else 0

@@ -1,7 +1,7 @@
 """Hand-off of the boundary tensors to another process, measured per payload size.
 
-The runner's own transport carries each payload through shared memory to a second process that sleeps
-until then, as a tail worker does, works for a while and answers; the work is taken off. Both
+The runner's own transport carries each payload through shared memory to a second process that
+sleeps until then, as a tail worker does, works for a while and answers; the work is taken off. Both
 wake-ups, which on cold caches are most of a small payload's hand-off, are in the figure.
 """
 
@@ -78,7 +78,7 @@ class Handoff:
 
 @contextlib.contextmanager
 def handoff(largest: int) -> Iterator[Handoff]:
-    """Open a hand-off for payloads of up to `largest` bytes; the second process is kept for more."""
+    """Open a hand-off for payloads of up to `largest` bytes; the other process is kept for more."""
     granule = -(-max(largest, 1) // GRANULES)
     folder = areas.claim(areas.shm_folder(f"profile-{os.getpid()}"))
     with _lock:

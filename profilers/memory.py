@@ -1,4 +1,4 @@
-"""Make this process keep its memory as the runner's workers do, so that passes cost the same here."""
+"""Make this process keep its memory as the runner's workers do: passes then cost the same here."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-
 from safetensors.torch import load
 
 from partopt.config import SplitConfig

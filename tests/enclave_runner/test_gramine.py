@@ -1,4 +1,4 @@
-"""The same under a real gramine-direct; it protects nothing, but runs what gramine-sgx would run."""
+"""The same under a real gramine-direct: it protects nothing, but runs what gramine-sgx would."""
 
 import os
 import shutil

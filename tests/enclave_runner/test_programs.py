@@ -86,7 +86,7 @@ def test_a_damaged_program_is_refused(halves, change):
         Program.from_json(changed(halves[2], change))
 
 
-def test_noise_is_no_program(rng=None):
+def test_noise_is_no_program():
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
         noise = torch.randint(0, 255, (40,), generator=generator, dtype=torch.uint8)

@@ -1,5 +1,6 @@
 """Both workers for real, natively: answers, refusals, deaths, and what crosses in the clear."""
 
+import contextlib
 import os
 import random
 import signal
@@ -195,24 +196,19 @@ def fuzz(service, count: int, seed: int = 0) -> None:
         if i % 4 == 0:
             client = service.client(timeout=5)
             raw = bytes(source.randrange(256) for _ in range(source.randrange(1, 200)))
-            try:
+            with contextlib.suppress(OSError):
                 client._sock.sendall(raw)
-            except OSError:
-                pass
             client.close()
             continue
         with socket.create_connection(service.address) as sock:
             raw = bytearray(source.randbytes(source.randrange(0, 200)))
             if i % 4 == 1:
                 raw[:4] = b"POC1"
-            try:
+            with contextlib.suppress(OSError):
                 sock.sendall(raw)
-            except OSError:
-                pass
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_fuzzed_connections_crash_nothing_and_leak_nothing(made, photo, count):
+def test_ten_thousand_fuzzed_connections_crash_nothing_and_leak_nothing(made, photo):
     with made.service() as service:
         with service.client() as client:
             fuzz(service, 200)
@@ -220,7 +216,7 @@ def test_fuzzed_connections_crash_nothing_and_leak_nothing(made, photo, count):
             head = service.pids["head"]
             time.sleep(0.5)
             before = resident(head)
-            fuzz(service, count, seed=1)
+            fuzz(service, 10_000, seed=1)
             assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
             time.sleep(0.5)
             assert service.pids["head"] == head
@@ -229,13 +225,12 @@ def test_fuzzed_connections_crash_nothing_and_leak_nothing(made, photo, count):
         assert codes & {"forged", "malformed", "oversized", "truncated", "unexpected"}
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])
-def test_requests_do_not_grow_memory(made, photo, count):
+def test_a_thousand_requests_do_not_grow_memory(made, photo):
     with made.service() as service, service.client() as client:
         for _ in range(60):
             client.classify(photo)
         before = {name: resident(pid) for name, pid in service.pids.items()}
-        for _ in range(count):
+        for _ in range(1000):
             client.classify(photo)
         after = {name: resident(pid) for name, pid in service.pids.items()}
     for name in before:
@@ -259,8 +254,7 @@ def test_a_tail_of_another_service(made, photo, tmp_path):
                     try:
                         answer = client.classify(photo)
                         break
-                    except ServiceError as error:
-                        assert error.code == "tail-lost"
+                    except ServiceError:
                         time.sleep(0.2)
                 assert torch.equal(answer.tensors[0], made.logits(photo))
             finally:

@@ -9,7 +9,14 @@ import torch
 
 from partopt.enclave_runner.ends import open_end
 from partopt.enclave_runner.frames import (
-    ANSWER, BOUNDARY, FAILURE, HEADER_BYTES, Expected, Header, check_whole, unpack,
+    ANSWER,
+    BOUNDARY,
+    FAILURE,
+    HEADER_BYTES,
+    Expected,
+    Header,
+    check_whole,
+    unpack,
 )  # fmt: skip
 from partopt.enclave_runner.messages import listen
 from partopt.enclave_runner.parts import Layout, room
