@@ -98,7 +98,11 @@ def find(
         str | None, typer.Option(help="Names separated by commas; default: the budget's panel")
     ] = None,
     enclave: Annotated[
-        str | None, typer.Option(help="Where the head is timed: auto or native [auto]")
+        str | None,
+        typer.Option(
+            help="Where the head is timed: gramine-sgx, gramine-direct, native or auto, the "
+            "strongest there is [auto]"
+        ),
     ] = None,
     accelerator: Annotated[
         str | None, typer.Option(help="Where the tail is timed: auto, cuda or cpu [auto]")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import AsJson, Debug, Shown, err, show
+from .console import AsJson, Debug, Shown, show, tell
 
 if TYPE_CHECKING:
     from .enclave_runner.client import Client
@@ -88,24 +88,22 @@ def export(
             stage=shown.stage,
         )
     bundle, chosen = done.bundle, done.bundle.optimisation
-    err.print(
+    tell(
         f"bundle: {done.folder}, {bundle.model} cut after {bundle.cut}; "
-        f"{bundle.payload_bytes} bytes cross for an image",
-        highlight=False,
+        f"{bundle.payload_bytes} bytes cross for an image"
     )
     if chosen.switches:
-        err.print(
+        tell(
             f"head optimised by {', '.join(chosen.switches)}: {chosen.speedup:.2f}x, answers "
-            f"within {chosen.difference:.1e} (tolerance {chosen.tolerance:.0e})",
-            highlight=False,
+            f"within {chosen.difference:.1e} (tolerance {chosen.tolerance:.0e})"
         )
     else:
-        err.print("answers are bit-identical to the model's", highlight=False)
+        tell("answers are bit-identical to the model's")
     if bundle.mrenclave is not None:
-        err.print(f"MRENCLAVE: {bundle.mrenclave}", highlight=False)
-    err.print(f"key: {done.key} (keep it off the untrusted host)", highlight=False)
+        tell(f"MRENCLAVE: {bundle.mrenclave}")
+    tell(f"key: {done.key} (keep it off the untrusted host)")
     for warning in done.warnings:
-        err.print(f"! {warning}", highlight=False, style="yellow")
+        tell(f"! {warning}", "yellow")
 
 
 @app.command()
@@ -199,23 +197,20 @@ def serve(
     if only == "tail":
         from .enclave_runner.tail_service import serve_tail
 
-        serve_tail(bundle, options.device, lambda text: err.print(text, highlight=False))
+        serve_tail(bundle, options.device, tell)
     secret = read_key(key) if key is not None else None
     with _service(bundle, options, secret, insecure, with_tail=only is None) as service:
         address = ":".join(map(str, service.address))
-        err.print(f"serving {bundle} at {address}; Ctrl-C ends", highlight=False)
+        tell(f"serving {bundle} at {address}; Ctrl-C ends")
         if secret is None:
-            err.print(
-                f"weights are sealed: partopt unlock {bundle} --connect {address} --key KEYFILE",
-                highlight=False,
-            )
+            tell(f"weights are sealed: partopt unlock {bundle} --connect {address} --key KEYFILE")
         seen = 0
         while True:
             time.sleep(0.5)
             events = list(service.events)
             for event in events[seen:]:
                 if event.get("event") in ("restart", "refused", "unlocked", "error"):
-                    err.print(json.dumps(event), highlight=False, markup=False)
+                    tell(json.dumps(event))
             seen = len(events)
             service.check()
 
@@ -232,7 +227,7 @@ def unlock(
     secret = _key(bundle, key)
     with _client(bundle, connect, insecure) as client:
         client.unlock(secret)
-    err.print(f"unlocked; the head runs as {client.hello.backend}", highlight=False)
+    tell(f"unlocked; the head runs as {client.hello.backend}")
 
 
 @app.command()
@@ -297,7 +292,7 @@ def _service(
 
     service = Service(bundle, options, key=key, insecure=insecure, with_tail=with_tail)
     style = "green" if service.backend == "gramine-sgx" else "bold yellow"
-    err.print(f"head in {service.backend}: {service.label}", style=style, highlight=False)
+    tell(f"head in {service.backend}: {service.label}", style)
     return service
 
 

@@ -27,6 +27,11 @@ def show(what: RenderableType) -> None:
     out.print(what)
 
 
+def tell(text: str, style: str = "") -> None:
+    """A message on stderr, one line however long."""
+    err.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 class Shown:
     """Progress on stderr: a bar on a terminal, nothing otherwise."""
 

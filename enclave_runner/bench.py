@@ -109,7 +109,7 @@ def bench(
             for probe in probes.values():
                 probe.close()
     _published(folder, image, options, key, insecure, published, found, progress)
-    _predicted(folder, found)
+    _predicted(folder, found, bool(service.bundle.optimisation.switches))
     return found
 
 
@@ -220,7 +220,7 @@ def _published(
         found.baselines["published"] = _percentiles(times)["p50"]
 
 
-def _predicted(folder: Path, found: Measured) -> None:
+def _predicted(folder: Path, found: Measured, optimised: bool) -> None:
     latency = SplitConfig.read(folder / SPLIT).latency_ms
     if latency is None:
         found.predicted_ms = None
@@ -237,6 +237,8 @@ def _predicted(folder: Path, found: Measured) -> None:
             f"thread(s), this is {here[0]} and {here[1]} with {here[2]}"
         )
         return
+    if optimised:
+        found.notes.append("find timed the head without its optimisations")
     found.found_ms = latency.total.ms
     found.found_error = (measured - latency.total.ms) / measured
 

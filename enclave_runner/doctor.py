@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import shutil
 from dataclasses import dataclass
 from typing import Literal
@@ -52,6 +53,14 @@ def examine() -> list[Finding]:
             else f"not on PATH: heads run natively, without protection; see {INSTALL}",
         ),
     ]
+    library = ctypes.util.find_library("sgx_dcap_quoteverify")
+    found.append(
+        Finding(
+            "quote verification",
+            "ok" if library else "missing",
+            library or "no libsgx_dcap_quoteverify: this machine cannot check an enclave's quote",
+        )
+    )
     cache = cache_dir()
     free = shutil.disk_usage(cache).free / 2**30
     used = sum(f.stat().st_size for f in cache.rglob("*") if f.is_file()) / 2**30

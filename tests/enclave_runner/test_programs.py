@@ -41,7 +41,7 @@ def test_two_halves_join_to_the_whole(halves):
 
 
 def test_marks_are_read_in_order(halves):
-    *_, head, tail, x = halves
+    *_, head, _, x = halves
     ticks = iter(range(100))
     marks = {0: None, len(head.steps) - 1: None}
     _, read = head.run((x,), marks, lambda: next(ticks))

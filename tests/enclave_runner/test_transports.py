@@ -123,8 +123,12 @@ def answer(**changes) -> Header:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"number": 0}, "replayed"), ({"number": 3}, "unexpected"), ({"kind": BOUNDARY}, "unexpected"),
-        ({"batch": 0}, "oversized"), ({"batch": 4}, "oversized"), ({"length": 1 << 30}, "oversized"),
+        ({"number": 0}, "replayed"),
+        ({"number": 3}, "unexpected"),
+        ({"kind": BOUNDARY}, "unexpected"),
+        ({"batch": 0}, "oversized"),
+        ({"batch": 4}, "oversized"),
+        ({"length": 1 << 30}, "oversized"),
         ({"length": 3}, "truncated"), ({"crc": 5}, "torn"),
     ],
 )  # fmt: skip
