@@ -22,6 +22,8 @@ from .messages import Control
 from .parts import PROGRAM, WEIGHTS
 from .programs import Program
 
+_displaced = torch.ones(16 << 20, dtype=torch.uint8)
+
 
 def main(folder: Path) -> None:
     """Serve until the profiler hangs up."""
@@ -53,6 +55,7 @@ def prepare(folder: Path, shape: list[int], seed: int, device: str) -> tuple[Pro
 def passed(program: Program, example: torch.Tensor, marks: list[int]) -> dict[str, Any]:
     """One forward pass: seconds from its start at each mark (a step's index), and at its end."""
     clock = time.perf_counter
+    cool()
     if example.is_cuda:
         torch.cuda.synchronize()
     start = clock()
@@ -60,6 +63,15 @@ def passed(program: Program, example: torch.Tensor, marks: list[int]) -> dict[st
     if example.is_cuda:
         torch.cuda.synchronize()
     return {"at": [read.get(m, start) - start for m in marks], "end": clock() - start}
+
+
+def cool() -> None:
+    """Write as much memory as decoding an image and waiting for the next one displaces.
+
+    A served head never finds the caches as the pass before left them; back-to-back passes do, and
+    are up to a tenth faster.
+    """
+    _displaced.fill_(0)
 
 
 if __name__ == "__main__":

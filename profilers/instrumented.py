@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..enclave_runner.probe import cool
 from ..enclave_runner.probing import Probe, marked
 from ..enclave_runner.programs import Program
 from ..errors import ExportError
@@ -143,6 +144,7 @@ def _reader(
         module = instrument(subject.graph, subject.cuts, clock).to(device)
 
         def traced() -> tuple[Any, list[Any], Any]:
+            cool()
             with torch.inference_mode():
                 _, (start, *at, end) = module(example)
             return start, at, end
@@ -154,6 +156,7 @@ def _reader(
     marks = dict.fromkeys(subject.marks)
 
     def recorded() -> tuple[Any, list[Any], Any]:
+        cool()
         start = clock()
         _, read = program.run((example,), marks, clock)
         return start, [read.get(m, start) for m in subject.marks], clock()

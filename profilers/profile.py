@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..enclave_runner.probe import cool
 from ..enclave_runner.probing import Probe
 from ..enclave_runner.programs import record
 from ..errors import ExportError, UsageError
@@ -277,6 +278,7 @@ def _both(
 
 def _timed(run: Callable[..., Any], example: torch.Tensor) -> Callable[[], float]:
     def once() -> float:
+        cool()
         start = time.perf_counter()
         with torch.inference_mode():
             run(example)
