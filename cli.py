@@ -240,6 +240,64 @@ def cuts(
 
 
 @app.command()
+def attack(
+    model: Model,
+    cut: Annotated[str, typer.Option(help="Name of a cut, as partopt cuts lists them")],
+    attackers: Annotated[
+        str | None,
+        typer.Option(help="linear, decoder, cgan, rmle, hybrid, ensemble or a plug-in's"),
+    ] = None,
+    weights: Annotated[str, typer.Option(help="As for find")] = "DEFAULT",
+    data: Annotated[Path | None, typer.Option(help="Folder of images")] = None,
+    budget: Annotated[str | None, typer.Option(help="quick, standard or full")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Side in pixels")] = None,
+    accelerator: Annotated[str, typer.Option(help="Where attacks train: auto, cuda, cpu")] = "auto",
+    images_out: Annotated[
+        Path | None, typer.Option(help="PNG: originals over reconstructions")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="As for find")] = False,
+    trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
+    mean: Three = None,
+    std: Three = None,
+    input_size: Annotated[int | None, typer.Option(help="As for find")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run attackers on one cut: scores beside the floor, and pictures."""
+    from .optimizer.single import attack_cut
+    from .reporting.attacked import as_dict, table
+
+    with Shown() as shown:
+        found = attack_cut(
+            model,
+            cut,
+            attackers=attackers.split(",") if attackers else None,
+            weights=weights,
+            data=data,
+            budget=budget,
+            resolution=resolution,
+            accelerator=accelerator,
+            seed=seed,
+            strict=strict,
+            trust_model=trust_model,
+            mean=_numbers("mean", mean),
+            std=_numbers("std", std),
+            input_size=input_size,
+            watcher=shown,
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(as_dict(found), indent=2) + "\n")
+    else:
+        show(table(found))
+    if images_out is not None:
+        found.save(images_out)
+        err.print(f"pictures: {images_out}", highlight=False, markup=False)
+    if found.strongest is None or any(r.score is None for r in found.results):
+        raise typer.Exit(1)
+
+
+@app.command()
 def check(
     splits: Annotated[
         list[Path] | None, typer.Argument(help="Split configs; none: those of the settings file")

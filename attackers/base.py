@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +25,7 @@ class Context:
         device: Where to compute.
         head: The public head: images (N, 3, H, W) in [0, 1] at the model's input size to the
             normalised feature map (N, C, h, w). None where white-box access is not offered.
+        input_size: The model's input size in pixels, for `head`; 0: that of the images.
         proven: Called by iterative attackers after each epoch with the current reconstruction
             function and its validation SSIM; True means that the leak is proven and training may
             stop. Never asked in order to give up: an attack that looks bad goes on.
@@ -38,6 +39,7 @@ class Context:
     proven: Callable[[Reconstruct, float], bool] | None = None
     progress: Callable[[float], None] | None = None
     image_steps: int = 0
+    input_size: int = 0
     stopped_early: bool = field(default=False, init=False)
 
     def report(self, share: float) -> None:
@@ -60,6 +62,8 @@ class Attacker(ABC):
     augments: ClassVar[bool] = False  # wants feature maps of mirrored training images too
     needs_features: ClassVar[bool] = True
     rank: ClassVar[int] = 0  # cheap attackers run first
+    white_box: ClassVar[bool] = False  # wants `Context.head`
+    identity_ssim: ClassVar[float] = 0.95  # what `partopt.testing` asks on an identity head
 
     @abstractmethod
     def fit(
@@ -79,6 +83,22 @@ class Attacker(ABC):
     @abstractmethod
     def reconstruct(self, features: np.ndarray) -> torch.Tensor:
         """Rebuild images (N, 3, R, R) in [0, 1] from feature maps (N, C, h, w)."""
+
+    def safer(self) -> Attacker | None:
+        """The same attacker with settings less likely to fail, for a second try after a failure.
+
+        By default a third of the learning rate and half the batch, where there are such settings,
+        in nested attackers too; None where there is nothing to change.
+        """
+        changed: dict[str, Any] = {}
+        for name, value in self.settings().items():
+            if name == "lr":
+                changed[name] = value / 3
+            elif name == "batch" and value > 1:
+                changed[name] = value // 2
+            elif isinstance(value, Attacker) and (inner := value.safer()) is not None:
+                changed[name] = inner
+        return replace(self, **changed) if changed else None  # type: ignore[type-var]
 
     def settings(self) -> dict[str, Any]:
         """All settings by name."""

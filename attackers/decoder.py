@@ -78,7 +78,7 @@ class Decoder(Attacker):
         self._device = context.device
         self.linear = copy.copy(self.linear)
         self.linear.fit(rows, targets, validation=validation, context=Context(seed=context.seed))
-        self._order = _canonical_order(rows)
+        self._order = canonical_order(rows)
         resolution = targets.shape[-1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(context.seed, "init"))
@@ -108,7 +108,7 @@ class Decoder(Attacker):
         since = 0
         for epoch in range(self.epochs):
             net.train()
-            for index in _batches(len(rows), self.batch, rng):
+            for index in batches(len(rows), self.batch, rng):
                 maps = as_features(rows.take(index), self._device)
                 image = as_images(targets.take(index), self._device)
                 base = torch.from_numpy(bases[index]).to(self._device).float()
@@ -233,7 +233,8 @@ def _warm_cosine(steps: int, warm: float = 0.1) -> Callable[[int], float]:
     return factor
 
 
-def _batches(count: int, batch: int, rng: np.random.Generator) -> list[np.ndarray]:
+def batches(count: int, batch: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Indices of an epoch's batches, shuffled; sorted within each batch."""
     order = rng.permutation(count)
     return [np.sort(order[i : i + batch]) for i in range(0, count, batch)]
 
@@ -248,7 +249,8 @@ def _bases(linear: Linear, rows: Rows, batch: int = 16) -> np.ndarray:
     return np.concatenate(out)
 
 
-def _canonical_order(rows: Rows, images: int = 32) -> torch.Tensor:
+def canonical_order(rows: Rows, images: int = 32) -> torch.Tensor:
+    """An order of the channels, by kurtosis, that does not depend on the network's."""
     maps = as_features(rows.take(range(min(images, len(rows))))).double()
     centred = maps - maps.mean((0, 2, 3), keepdim=True)
     return torch.argsort((centred**4).mean((0, 2, 3)), stable=True)

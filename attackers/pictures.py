@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..cache import cache_dir, written_whole
 
@@ -27,3 +28,15 @@ def save(key: str, originals: np.ndarray, rebuilt: torch.Tensor) -> Path:
     with written_whole(path) as temporary:
         Image.fromarray(np.ascontiguousarray(picture)).save(temporary, format="PNG")
     return path
+
+
+def sheet(rows: Sequence[tuple[str, np.ndarray]], label: int = 120) -> Image.Image:
+    """Rows of images (uint8, (N, 3, R, R)) with their names to the left."""
+    height, width = rows[0][1].shape[2], sum(i.shape[2] for i in rows[0][1])
+    page = Image.new("RGB", (label + width, height * len(rows)), "white")
+    pen = ImageDraw.Draw(page)
+    for i, (name, images) in enumerate(rows):
+        strip = np.concatenate(list(images), axis=2).transpose(1, 2, 0)
+        page.paste(Image.fromarray(np.ascontiguousarray(strip)), (label, i * height))
+        pen.text((6, i * height + height // 2 - 5), name, fill="black")
+    return page

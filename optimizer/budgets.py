@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..attackers.base import Attacker
+from ..attackers.decoder import Decoder
+from ..attackers.hybrid import Hybrid
 from ..attackers.linear import Linear
 from ..attackers.panel import make
+from ..attackers.rmle import Rmle
 from ..datasets import Split
 from ..errors import UsageError
 
@@ -26,6 +29,7 @@ class Budget:
         resolution: Side in pixels at which images are rebuilt and scored; None is the model's own.
         minimum_images: Fewer usable images are an error.
         settings: Attackers of the panel with their settings, cheap ones first.
+        others: Settings of attackers that run when they are asked for.
     """
 
     name: str
@@ -34,15 +38,24 @@ class Budget:
     resolution: int | None
     minimum_images: int
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def panel(self, names: list[str] | None = None) -> dict[str, Attacker]:
         """The attackers by name, `blind` left out, cheap ones first."""
         wanted = names or list(self.settings)
-        made = [make(n, self.settings.get(n)) for n in wanted if n != "blind"]
+        known = {**self.others, **self.settings}
+        made = [make(n, known.get(n)) for n in wanted if n != "blind"]
         if not made:
             raise UsageError(f"`attackers` got {names}; name one besides blind, which is the floor")
         return {a.name: a for a in sorted(made, key=lambda a: a.rank)}
 
+
+_QUICK_LINEAR = Linear(max_cells=40_000, max_terms=1300)
+_QUICK_DECODER = Decoder(epochs=3, width=64, blocks=1, batch=8, patience=0, linear=_QUICK_LINEAR)
+# White-box descent runs the head forwards and backwards for every step of every image.
+_FEW_STEPS: dict[str, Any] = {
+    "steps": 20, "lr": 0.05, "tvs": (0.03,), "distances": ("l2",), "tuning_images": 8,
+}  # fmt: skip
 
 BUDGETS = {
     "quick": Budget(
@@ -59,7 +72,17 @@ BUDGETS = {
                 "blocks": 1,
                 "batch": 8,
                 "patience": 0,
-                "linear": Linear(max_cells=40_000, max_terms=1300),
+                "linear": _QUICK_LINEAR,
+            },
+        },
+        {
+            "cgan": {"epochs": 5, "width": 64},
+            "rmle": {**_FEW_STEPS, "restarts": 1},
+            "hybrid": {**_FEW_STEPS, "decoder": _QUICK_DECODER},
+            "ensemble": {
+                **_FEW_STEPS,
+                "hybrid": Hybrid(**_FEW_STEPS, decoder=_QUICK_DECODER),
+                "rmle": Rmle(**_FEW_STEPS, restarts=1),
             },
         },
     ),

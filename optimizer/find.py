@@ -39,10 +39,17 @@ class Watcher(Protocol):
         """An attack ended."""
 
 
-class _Silent:
-    def stage(self, text: str, jobs: int | None = None) -> None: ...
-    def progress(self, what: str, share: float) -> None: ...
-    def attacked(self, cut: str, attacker: str, score: float | None, leaks: bool) -> None: ...
+class Silent:
+    """Shows nothing."""
+
+    def stage(self, text: str, jobs: int | None = None) -> None:
+        """Nothing."""
+
+    def progress(self, what: str, share: float) -> None:
+        """Nothing."""
+
+    def attacked(self, cut: str, attacker: str, score: float | None, leaks: bool) -> None:
+        """Nothing."""
 
 
 @dataclass
@@ -139,7 +146,7 @@ def find(
         UsageError: A wrong argument.
         PartoptError: What else stops a run, by kind.
     """
-    watcher = watcher or _Silent()
+    watcher = watcher or Silent()
     if not 0 < ssim <= 1:
         raise UsageError(f"`ssim` got {ssim}; use a threshold above 0 and at most 1")
     if scale not in ("corrected", "raw"):
@@ -182,7 +189,7 @@ def find(
             f"{images.digest[:12]} instead of {expected_data[:12]}); give the same folder, or "
             "accept it with --new-data"
         )
-    side = _resolution(resolution, chosen_budget, model)
+    side = resolution_of(resolution, chosen_budget, model)
     floor = floor_of(images, side, seed)
     device = "cuda" if accelerator == "cuda" else "cpu"
     store = FeatureStore(
@@ -217,7 +224,8 @@ def find(
     return SplitResult(config, cut, listed, verdicts, graph, model)
 
 
-def _resolution(asked: int | None, budget: Budget, model: LoadedModel) -> int:
+def resolution_of(asked: int | None, budget: Budget, model: LoadedModel) -> int:
+    """The side in pixels that images are rebuilt and scored at."""
     own = model.preprocessing.input_size
     if asked is not None and not 16 <= asked <= own:
         raise UsageError(f"`resolution` got {asked}; use 16 to the model's input size, {own}")

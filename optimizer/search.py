@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
@@ -20,9 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..attackers import pictures
 from ..attackers.base import Attacker, Context, Reconstruct
-from ..attackers.features import MIRRORED, FeatureStore
-from ..attackers.panel import make
-from ..attackers.rows import Rows
+from ..attackers.features import FeatureStore
 from ..attackers.scoring import Score, corrected, score, ssim_of
 from ..cache import cache_dir
 from ..config import Attack
@@ -32,6 +31,7 @@ from ..graph import Cut
 from ..hashing import derive_seed, hash_json
 from ..profilers.base import CutLatency
 from .choose import choose
+from .pairs import arm, pairs_of
 from .plan import Job, Plan
 from .rule import Evidence, judge
 from .sampler import PRIVACY, NothingLeft, SuffixSampler
@@ -117,6 +117,7 @@ class Search:
             first=(self.names.index(first[0]), first[1]) if first else None,
         )
         self.outcome = Outcome()
+        self._safer: dict[Job, Attacker] = {}
         self._lock = threading.RLock()
         self._cancelled = threading.Event()
 
@@ -248,7 +249,9 @@ class Search:
 
     def _one(self, study: optuna.Study, trial: Trial, job: Job) -> None:
         """Run one attack and store it, whatever becomes of it."""
-        cut, attacker = self.cuts[job[0]], make(job[1], self.panel[job[1]].settings())
+        cut = self.cuts[job[0]]
+        again = self._safer.get(job)
+        attacker = copy.deepcopy(again or self.panel[job[1]])
         start = time.monotonic()
         context = Context(seed=derive_seed(self.seed, job[1], cut.name), device=self.device)
         try:
@@ -257,6 +260,8 @@ class Search:
             note = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             trial.set_user_attr("note", note)
             study.tell(trial, state=TrialState.FAIL)
+            if again is None and self._try_again(job):
+                return
             failed = Attack(
                 attacker=job[1], settings=repr(attacker), outcome="failed", note=note,
                 image_steps=context.image_steps, seconds=time.monotonic() - start,
@@ -284,7 +289,7 @@ class Search:
             "settings": repr(attacker),
             "image_steps": context.image_steps,
             "seconds": round(seconds, 3),
-            "note": _note(attacker),
+            "note": _note(attacker, again is not None),
         }
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
@@ -301,20 +306,21 @@ class Search:
         study.tell(trial, self.latencies[job[0]].total.ms)
         self._count(cut, attack, context)
 
+    def _try_again(self, job: Job) -> bool:
+        """After a failure: once more, with safer settings. Until then the cut counts as leaking."""
+        safer = self.panel[job[1]].safer()
+        if safer is None:
+            return False
+        with self._lock:
+            self._safer[job] = safer
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
+
     def _attack(self, job: Job, cut: Cut, attacker: Attacker, context: Context) -> np.ndarray:
         """Fit, then score on the test images; SSIM per image."""
         what = f"{job[1]} on {cut.name}"
-        images = self.store.images
-        ahead = self._likely_next(job[0])
-        train = self.store.rows(cut, "train", ahead)
-        targets = Rows([self.pictures[slice(*images.bounds("train"))]])
-        if attacker.augments:
-            train = train.joined(self.store.rows(cut, MIRRORED, ahead))
-            mirrored = self.pictures[slice(*images.bounds("train"))][..., ::-1]
-            targets = targets.joined(Rows([mirrored]))
-        held_out = self.store.rows(cut, "validation", ahead)
-        test = self.store.rows(cut, "test", ahead)
-        originals = self.pictures[slice(*images.bounds("test"))]
+        pairs = pairs_of(self.store, cut, attacker, self.pictures, self._likely_next(job[0]))
 
         def proven(reconstruct: Reconstruct, validation: float) -> bool:
             self._stop_if_cancelled()
@@ -323,7 +329,7 @@ class Search:
                 hint = float(corrected(validation, self.floor.mean()))
             if self.exhaustive or hint < self.threshold:
                 return False
-            found = self._score(job, ssim_of(reconstruct, test, originals))
+            found = self._score(job, ssim_of(reconstruct, pairs.test, pairs.originals))
             return found.low >= self.threshold
 
         def progress(share: float) -> None:
@@ -332,14 +338,15 @@ class Search:
                 self.on_progress(what, share)
 
         context.proven, context.progress = proven, progress
+        arm(context, self.store, cut, attacker)
         progress(0.0)
         attacker.fit(
-            train,
-            targets,
-            validation=(held_out, self.pictures[slice(*images.bounds("validation"))]),
+            pairs.train,
+            pairs.targets,
+            validation=(pairs.held_out, pairs.held_out_pictures),
             context=context,
         )
-        return ssim_of(attacker.reconstruct, test, originals)
+        return ssim_of(attacker.reconstruct, pairs.test, pairs.originals)
 
     def _keep_pictures(self, trial: Trial, job: Job, attacker: Attacker, key: str) -> None:
         """Reconstructions beside originals, for reports and as an artifact of the trial."""
@@ -385,17 +392,20 @@ class Search:
             self.on_done(cut, attack, attack.low is not None and attack.low >= self.threshold)
 
 
-def _note(attacker: Attacker) -> str:
+def _note(attacker: Attacker, second: bool) -> str:
+    notes = []
+    if second:
+        notes.append("the first try failed; this is the second, with safer settings")
     if getattr(attacker, "still_rising", False):
-        return "validation SSIM was still rising when the budget ended"
-    return ""
+        notes.append("validation SSIM was still rising when the budget ended")
+    return "; ".join(notes)
 
 
 def _attack_from(trial: FrozenTrial, attacker: Attacker, result: Score) -> Attack:
     attrs: dict[str, Any] = trial.user_attrs
     return Attack(
         attacker=attacker.name,
-        settings=repr(attacker),
+        settings=attrs["settings"],
         outcome="full budget" if attrs["complete"] else "stopped at proof",
         key=attrs["key"],
         ssim_raw=result.raw,

@@ -1,21 +1,127 @@
-"""What every attacker must do, on heads whose answer is known."""
+"""What every attacker must do, on heads whose answer is known: partopt.testing, and sizes."""
 
 from __future__ import annotations
+
+from importlib import metadata
 
 import numpy as np
 import pytest
 import torch
 
-from partopt.attackers.base import Context
-from partopt.attackers.panel import ATTACKERS, make
+from partopt import testing
+from partopt.attackers.base import Attacker, Context
+from partopt.attackers.decoder import Decoder
+from partopt.attackers.hybrid import Hybrid
+from partopt.attackers.linear import Linear
+from partopt.attackers.panel import ATTACKERS, make, names
+from partopt.attackers.rmle import Rmle
 from partopt.attackers.rows import Rows
-from partopt.attackers.scoring import corrected, ssim_of
+from partopt.attackers.scoring import ssim_of
+from partopt.errors import AttackError, UsageError
 
+LINEAR = Linear(max_cells=20_000)
+DECODER = Decoder(epochs=4, width=24, narrowest=12, batch=8, linear=LINEAR)
+FEW = {"steps": 12, "tvs": (0.03,), "distances": ("l2",), "tuning_images": 8, "batch": 32}
+HYBRID = Hybrid(decoder=DECODER, **FEW)
 SMALL = {
     "linear": {"max_cells": 20_000},
     "decoder": {"epochs": 4, "width": 24, "narrowest": 12, "batch": 8},
+    "cgan": {"epochs": 6, "width": 16, "batch": 8, "l1_weight": 100.0, "lr": 2e-3},
+    "rmle": {**FEW, "steps": 60, "lr": 0.1, "tvs": (0.0,), "restarts": 1},
+    "hybrid": {**FEW, "decoder": DECODER},
+    "ensemble": {**FEW, "hybrid": HYBRID, "rmle": Rmle(**FEW, restarts=1)},
 }
 SEEING = [n for n, a in ATTACKERS.items() if a.needs_features]
+
+
+def small(name: str):
+    return lambda: make(name, SMALL.get(name))
+
+
+# What costs several trainings is run by `make test-slow` for attackers built on others.
+DEAR = {"cgan", "hybrid", "ensemble"}
+TWICE = {testing.check_shuffle, testing.check_seed, testing.check_memory}
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        pytest.param(
+            name, check, id=f"{name}-{check.__name__}",
+            marks=[pytest.mark.slow] if name in DEAR and check in TWICE else [],
+        )
+        for name in SEEING
+        for check in testing.CHECKS
+    ],
+)  # fmt: skip
+def test_conformance(name, check):
+    check(small(name))
+
+
+@pytest.mark.parametrize(
+    "check", [testing.check_constant, testing.check_seed, testing.check_settings]
+)
+def test_the_floor_itself(check):
+    check(small("blind"))
+
+
+def test_an_attacker_that_peeks_is_caught():
+    """One that has the test images by another way than the features."""
+
+    class Peeking(Linear):
+        name = "peeking"
+
+        def reconstruct(self, features):
+            own = testing._images()[-testing.TEST :]
+            return torch.from_numpy(own[: len(features)]).float() / 255
+
+    with pytest.raises(AssertionError, match="sees images"):
+        testing.check_constant(Peeking)
+    with pytest.raises(AssertionError, match="order of the images"):
+        testing.check_no_peeking(Peeking)
+
+
+def test_plug_ins_are_found_by_entry_point(monkeypatch):
+    class Mine(Linear):
+        name = "mine"
+
+    group = "partopt.attackers"
+    entries = {
+        "mine": metadata.EntryPoint("mine", "my_package:Mine", group),
+        "broken": metadata.EntryPoint("broken", "no_such_package:X", group),
+        "alien": metadata.EntryPoint("alien", "json:loads", group),
+    }
+    monkeypatch.setattr(
+        metadata.EntryPoint, "load", lambda e: {"mine": Mine}.get(e.name) or _load(e)
+    )
+    monkeypatch.setattr(metadata, "entry_points", lambda group: tuple(entries.values()))
+    assert {"mine", "broken", "linear"} <= set(names())
+    assert isinstance(make("mine", {"max_k": 3}), Mine)
+    with pytest.raises(UsageError, match="cannot load"):
+        make("broken")
+    with pytest.raises(UsageError, match="no attacker of that name"):
+        make("alien")
+    with pytest.raises(UsageError, match=r"'mini'.*mine"):
+        make("mini")
+
+
+def _load(entry):
+    import importlib
+
+    module, _, name = entry.value.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("name", ["linear", "decoder", "cgan"])
+@pytest.mark.parametrize("cells", [(1, 1), (7, 7), (11, 13), (48, 48), (60, 60)])
+def test_any_spatial_size(name, cells, leaves):
+    generator = torch.Generator().manual_seed(0)
+    f = torch.randn(20, 5, *cells, generator=generator).half().numpy()
+    attacker = make(name, {**SMALL[name], **({"epochs": 1} if name != "linear" else {})})
+    attacker.fit(f[:12], leaves[:12], validation=(f[12:16], leaves[12:16]))
+    rebuilt = attacker.reconstruct(f[16:20])
+    assert rebuilt.shape == (4, 3, 48, 48)
+    assert 0 <= float(rebuilt.min()) <= float(rebuilt.max()) <= 1
 
 
 def normal(maps: torch.Tensor) -> np.ndarray:
@@ -24,76 +130,49 @@ def normal(maps: torch.Tensor) -> np.ndarray:
     return torch.where(std > 0, (maps - mean) / std.clamp_min(1e-300), 0.0).half().numpy()
 
 
-def attack(name: str, maps: torch.Tensor, images: np.ndarray, seed: int = 0) -> float:
-    """Mean SSIM on the 32 test images; 96 train, 32 validate."""
+@pytest.fixture(scope="module")
+def maps(leaves) -> torch.Tensor:
+    return testing.convolutions()(torch.from_numpy(leaves).float() / 255)
+
+
+@pytest.mark.parametrize("name", ["rmle", "hybrid", "ensemble"])
+def test_white_box_attackers_want_the_head(name, maps, leaves):
     f = normal(maps)
-    attacker = make(name, SMALL.get(name))
-    attacker.fit(f[:96], images[:96], validation=(f[96:128], images[96:128]), context=Context(seed))
-    return float(ssim_of(attacker.reconstruct, f[128:160], images[128:160]).mean())
+    with pytest.raises(AttackError, match="needs the public head"):
+        small(name)().fit(f[:96], leaves[:96], validation=(f[96:128], leaves[96:128]))
 
 
-@pytest.fixture(scope="module")
-def unit(leaves) -> torch.Tensor:
-    return torch.from_numpy(leaves).float() / 255
+def test_the_hybrid_is_at_least_as_good_as_its_decoder():
+    where = testing.arena(testing.convolutions())
+    held = slice(96, 128)
+    hybrid = make("hybrid", {**SMALL["hybrid"], "steps": 40, "tuning_images": 32})
+    context = Context(0, head=where.head, input_size=48)
+    f, i = where.features, where.images
+    hybrid.fit(f[:96], i[:96], validation=(f[held], i[held]), context=context)
+    own = ssim_of(hybrid.reconstruct, f[held], i[held]).mean()
+    below = ssim_of(hybrid.decoder.reconstruct, f[held], i[held]).mean()
+    assert own >= below - 1e-6
 
 
-@pytest.fixture(scope="module")
-def floor(unit, leaves) -> float:
-    return attack("blind", unit[:, :1], leaves)
+def test_the_ensemble_takes_part_of_its_members_by_validation_alone():
+    where = testing.arena(testing.convolutions())
+    held = slice(96, 104)
+    ensemble = small("ensemble")()
+    context = Context(0, head=where.head, input_size=48)
+    f, i = where.features, where.images
+    ensemble.fit(f[:96], i[:96], validation=(f[held], i[held]), context=context)
+    own = ssim_of(ensemble.reconstruct, f[held], i[held]).mean()
+    for member in (ensemble.hybrid, ensemble.hybrid.decoder, ensemble.rmle):
+        assert own >= ssim_of(member.reconstruct, f[held], i[held]).mean() - 1e-6
+    assert ensemble.members
 
 
-@pytest.fixture(scope="module")
-def maps(unit) -> torch.Tensor:
-    torch.manual_seed(0)
-    conv = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 12, 5, 2, 2), torch.nn.ReLU(), torch.nn.Conv2d(12, 24, 3, 2, 1)
-    )
-    with torch.no_grad():
-        return conv(unit)
-
-
-@pytest.mark.parametrize("name", SEEING)
-def test_identity_head_is_rebuilt(name, unit, leaves):
-    assert attack(name, unit, leaves) >= 0.95
-
-
-@pytest.mark.parametrize("name", list(ATTACKERS))
-def test_constant_head_stays_at_the_floor(name, leaves, floor):
-    constant = torch.ones(160, 6, 12, 12) * 0.1
-    value = attack(name, constant, leaves)
-    assert corrected(value, floor) <= 0.02
-
-
-@pytest.mark.parametrize("name", SEEING)
-def test_shuffled_channels_change_nothing(name, maps, leaves):
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
-    assert abs(attack(name, maps, leaves) - attack(name, maps[:, order], leaves)) < 0.02
-
-
-@pytest.mark.parametrize("name", list(ATTACKERS))
-def test_seeded(name, maps, leaves):
-    assert attack(name, maps, leaves, seed=4) == pytest.approx(
-        attack(name, maps, leaves, seed=4), abs=1e-6
-    )
-
-
-@pytest.mark.parametrize("name", list(ATTACKERS))
-def test_repr_shows_every_setting(name):
-    attacker = make(name)
-    for setting in attacker.settings():
-        assert f"{setting}=" in repr(attacker)
-
-
-@pytest.mark.parametrize("name", SEEING)
-@pytest.mark.parametrize("cells", [(1, 1), (7, 7), (11, 13), (48, 48), (60, 60)])
-def test_any_spatial_size(name, cells, leaves):
-    generator = torch.Generator().manual_seed(0)
-    f = torch.randn(20, 5, *cells, generator=generator).half().numpy()
-    attacker = make(name, {**SMALL[name], **({"epochs": 1} if name == "decoder" else {})})
-    attacker.fit(f[:12], leaves[:12], validation=(f[12:16], leaves[12:16]))
-    rebuilt = attacker.reconstruct(f[16:20])
-    assert rebuilt.shape == (4, 3, 48, 48)
-    assert 0 <= float(rebuilt.min()) <= float(rebuilt.max()) <= 1
+def test_safer_settings():
+    safer = make("ensemble").safer()
+    assert isinstance(safer, Attacker)
+    assert safer.hybrid.decoder.lr < make("decoder").lr
+    assert safer.hybrid.decoder.batch == make("decoder").batch // 2
+    assert make("linear").safer() is None
 
 
 def test_the_decoder_is_never_worse_than_linear_on_validation(maps, leaves):

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import optuna
 import pytest
+import torch
 
 from partopt.attackers import panel as registry
+from partopt.attackers.decoder import Decoder
 from partopt.attackers.features import FeatureStore
 from partopt.attackers.linear import Linear
 from partopt.attackers.panel import make
@@ -185,6 +187,56 @@ def test_failed_attacks_count_as_leaking_and_are_run_again(arena, monkeypatch, t
     again = arena(open_storage(path)[0])
     again.run()
     assert "safe" in verdicts(again)
+
+
+class OnceBroken(Decoder):
+    """Diverges at the learning rate that it was given, not at a lower one."""
+
+    def fit(self, *args, **kwargs):
+        if self.lr >= 2e-3:
+            raise AttackError("diverged: nan")
+        super().fit(*args, **kwargs)
+
+
+class OutOfGpuMemory(Decoder):
+    def fit(self, *args, **kwargs):
+        if self.batch >= 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().fit(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [OnceBroken, OutOfGpuMemory])
+def test_a_failure_is_recorded_and_tried_once_more_with_safer_settings(arena, monkeypatch, kind):
+    monkeypatch.setitem(registry.ATTACKERS, "decoder", kind)
+    search = arena(optuna.storages.InMemoryStorage())
+    search.run()
+    study = optuna.load_study(study_name=search.outcome.study, storage=search.storage)
+    failed = [t for t in study.trials if t.state == optuna.trial.TrialState.FAIL]
+    assert failed
+    assert all(t.constraints == {"privacy": 1.0} for t in failed), "counts as leaking"
+    tried = [a for (_, name), a in search.outcome.attacks.items() if name == "decoder"]
+    assert len(failed) == len(tried)
+    assert all(a.outcome != "failed" and "second, with safer settings" in a.note for a in tried)
+    assert all(("lr=0.00066" in a.settings) and ("batch=4" in a.settings) for a in tried)
+    assert "safe" in verdicts(search)
+
+
+class AlwaysBroken(Decoder):
+    tries = 0
+
+    def fit(self, *args, **kwargs):
+        type(self).tries += 1
+        raise AttackError("diverged: inf")
+
+
+def test_what_fails_twice_stays_failed_and_leaks(arena, monkeypatch):
+    monkeypatch.setitem(registry.ATTACKERS, "decoder", AlwaysBroken)
+    search = arena(optuna.storages.InMemoryStorage())
+    search.run()
+    failed = [a for a in search.outcome.attacks.values() if a.outcome == "failed"]
+    assert failed
+    assert AlwaysBroken.tries == 2 * len(failed)
+    assert "safe" not in verdicts(search)
 
 
 def test_several_workers_give_the_same_answer(arena):

@@ -1,0 +1,221 @@
+"""The panel on one cut, with every measure and the pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..attackers.base import Attacker, Context, as_images
+from ..attackers.features import FeatureStore
+from ..attackers.metrics import lpips_measure, multi_scale_ssim, psnr
+from ..attackers.pictures import sheet
+from ..attackers.scoring import Score, score, ssim
+from ..cache import cache_dir
+from ..datasets import at_resolution, load_images
+from ..errors import PartoptError
+from ..graph import Cut
+from ..hashing import derive_seed
+from ..models import load_model
+from ..profilers.backends import pick_accelerator
+from .budgets import Budget, pick
+from .find import Silent, Watcher, resolution_of
+from .floor import floor_of
+from .pairs import arm, pairs_of
+
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Result:
+    """One attacker on the cut. Measures are means over the test images, None if not to be had."""
+
+    attacker: str
+    settings: str
+    score: Score | None
+    ms_ssim: float | None
+    psnr: float | None
+    lpips: float | None
+    image_steps: int
+    seconds: float
+    note: str = ""
+    rebuilt: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class CutAttack:
+    """The panel on one cut."""
+
+    model: str
+    weights: str
+    cut: str
+    data: str
+    resolution: int
+    images: dict[str, int]
+    floor: float
+    results: list[Result]
+    originals: np.ndarray = field(repr=False, compare=False)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def strongest(self) -> Result | None:
+        """The attacker with the highest score."""
+        scored = [r for r in self.results if r.score is not None]
+        return max(scored, key=lambda r: r.score.value if r.score else 0.0, default=None)
+
+    def save(self, path: Path) -> None:
+        """Originals over each attacker's reconstructions, as a PNG."""
+        rows = [("original", self.originals)]
+        for result in self.results:
+            if result.rebuilt is not None and result.score is not None:
+                pixels = (result.rebuilt.clamp(0, 1) * 255).round().byte().numpy()
+                rows.append((f"{result.attacker} {result.score.raw:.2f}", pixels))
+        sheet(rows).save(path, format="PNG")
+
+
+def attack_cut(
+    model: str,
+    cut: str,
+    *,
+    attackers: Sequence[str] | None = None,
+    weights: str = "DEFAULT",
+    data: str | Path | None = None,
+    budget: str | None = None,
+    resolution: int | None = None,
+    scale: str = "corrected",
+    accelerator: str = "auto",
+    seed: int = 0,
+    strict: bool = False,
+    trust_model: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
+    watcher: Watcher | None = None,
+) -> CutAttack:
+    """Run attackers on one cut; arguments as in `find`. Nothing is stored but feature maps.
+
+    A failed attacker is tried once more with safer settings; if that fails too its result has no
+    score, and says why.
+    """
+    watcher = watcher or Silent()
+    device = pick_accelerator(accelerator)
+    chosen = pick(budget or ("standard" if device == "cuda" else "quick"))
+    panel = chosen.panel(list(attackers) if attackers else None)
+    watcher.stage("loading and tracing the model")
+    loaded = load_model(
+        model, weights=weights, strict=strict, trust_model=trust_model, mean=mean, std=std,
+        input_size=input_size, seed=seed,
+    )  # fmt: skip
+    graph = loaded.trace()
+    target = graph.cut(cut)
+    watcher.stage("reading the images" if data else "generating images")
+    images = load_images(
+        data, loaded.preprocessing, chosen.split, seed=seed, minimum=chosen.minimum_images
+    )
+    side = resolution_of(resolution, chosen, loaded)
+    floor = floor_of(images, side, seed)
+    store = FeatureStore(
+        cache_dir("features"), graph, loaded.preprocessing, images, loaded.weights_hash,
+        device=device,
+    )  # fmt: skip
+    pictures = at_resolution(images.images, side)
+    bench = _Bench(store, target, pictures, floor, scale, lpips_measure())
+    results = []
+    for name, attacker in panel.items():
+        watcher.stage(f"attacking {cut} with {name}", 1)
+        context = Context(
+            derive_seed(seed, name, target.name), device,
+            progress=partial(watcher.progress, f"{name} on {cut}"),
+        )  # fmt: skip
+        results.append(_one(bench, attacker, context))
+        found = results[-1].score
+        watcher.attacked(cut, name, found.value if found else None, False)
+    return CutAttack(
+        loaded.spec, loaded.weights, target.name, images.source, side,
+        {p: len(images.part(p)) for p in ("train", "validation", "test")}, float(floor.mean()),
+        results, pictures[slice(*images.bounds("test"))][:SHOWN],
+        [*loaded.warnings, *images.warnings, *_budget_warnings(chosen)],
+    )  # fmt: skip
+
+
+def _budget_warnings(budget: Budget) -> list[str]:
+    if budget.evidence == "screening":
+        return ["budget quick screens: attackers train briefly on few images"]
+    return []
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every attacker is measured with."""
+
+    store: FeatureStore
+    cut: Cut
+    pictures: np.ndarray
+    floor: np.ndarray
+    scale: str
+    lpips: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
+
+
+def _one(bench: _Bench, attacker: Attacker, context: Context) -> Result:
+    """Fit and measure; once more with safer settings after a failure."""
+    tried: Attacker | None = attacker
+    notes: list[str] = []
+    start = time.monotonic()
+    while tried is not None:
+        try:
+            rebuilt, originals = _fitted(bench, tried, context)
+        except (PartoptError, RuntimeError, MemoryError, ValueError) as error:
+            first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            notes.append(f"failed: {first}")
+            tried = tried.safer() if len(notes) == 1 else None
+            continue
+        return _measured(bench, tried, rebuilt, originals, context, notes, start)
+    return Result(
+        attacker.name, repr(attacker), None, None, None, None, context.image_steps,
+        time.monotonic() - start, "; ".join(notes),
+    )  # fmt: skip
+
+
+def _fitted(bench: _Bench, attacker: Attacker, context: Context) -> tuple[torch.Tensor, np.ndarray]:
+    """Reconstructions of the test images, and those images."""
+    pairs = pairs_of(bench.store, bench.cut, attacker, bench.pictures)
+    arm(context, bench.store, bench.cut, attacker)
+    attacker.fit(
+        pairs.train, pairs.targets, validation=(pairs.held_out, pairs.held_out_pictures),
+        context=context,
+    )  # fmt: skip
+    parts = []
+    with torch.no_grad():
+        for i in range(0, len(pairs.originals), 16):
+            index = range(i, min(i + 16, len(pairs.originals)))
+            parts.append(attacker.reconstruct(pairs.test.take(index)).cpu())
+    return torch.cat(parts), pairs.originals
+
+
+def _measured(
+    bench: _Bench,
+    attacker: Attacker,
+    rebuilt: torch.Tensor,
+    originals: np.ndarray,
+    context: Context,
+    notes: list[str],
+    start: float,
+) -> Result:
+    truth = as_images(originals)
+    per_image = ssim(rebuilt, truth).double().numpy()
+    multi = multi_scale_ssim(rebuilt, truth)
+    if getattr(attacker, "still_rising", False):
+        notes = [*notes, "validation SSIM was still rising when the budget ended"]
+    return Result(
+        attacker.name, repr(attacker),
+        score(per_image, bench.floor, scale=bench.scale, seed=derive_seed(0, "bootstrap")),
+        None if multi is None else float(multi.mean()),
+        float(psnr(rebuilt, truth).mean()),
+        None if bench.lpips is None else float(bench.lpips(rebuilt, truth).mean()),
+        context.image_steps, time.monotonic() - start, "; ".join(notes), rebuilt[:SHOWN],
+    )  # fmt: skip
