@@ -18,14 +18,6 @@ ORDER = [
     "cli", "commands", "testing|reporting", "optimizer", "profilers|attackers", "enclave_runner",
     "shared",
 ]  # fmt: skip
-    "cli",
-    "commands",
-    "reporting",
-    "optimizer",
-    "profilers|attackers",
-    "enclave_runner",
-    "shared",
-]
 
 
 def modules() -> list[Path]:
