@@ -447,7 +447,9 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         return _failed(error, debug="--debug" in arguments)
     if code == INTERRUPTED:
-        _say("interrupted; the same command goes on from the attacks that were finished")
+        resumed = arguments[:1] in (["find"], ["check"])
+        what = "; the same command goes on from the attacks that were finished" if resumed else ""
+        _say(f"interrupted{what}")
     return code if isinstance(code, int) else 0
 
 

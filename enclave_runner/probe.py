@@ -22,6 +22,7 @@ from .messages import Control
 from .parts import PROGRAM, WEIGHTS
 from .programs import Program
 
+_ASLEEP_S = 6e-3
 _displaced = torch.ones(16 << 20, dtype=torch.uint8)
 
 
@@ -66,11 +67,12 @@ def passed(program: Program, example: torch.Tensor, marks: list[int]) -> dict[st
 
 
 def cool() -> None:
-    """Write as much memory as decoding an image and waiting for the next one displaces.
+    """Sleep a little, and write as much memory as decoding an image displaces.
 
-    A served head never finds the caches as the pass before left them; back-to-back passes do, and
-    are up to a tenth faster.
+    A served head comes out of a wait and never finds the caches as the pass before left them;
+    back-to-back passes do, and are up to a tenth faster.
     """
+    time.sleep(_ASLEEP_S)
     _displaced.fill_(0)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..config import CutRow, SplitConfig
 from ..datasets import GENERATED
-from ..errors import ConfigError, CutError, PartoptError, UsageError
+from ..errors import BackendError, ConfigError, CutError, PartoptError, UsageError
 from ..graph import Cut, LayerGraph
 from ..models import LoadedModel
 from ..profilers.backends import pick_accelerator, pick_enclave
@@ -363,8 +363,12 @@ def _measured_again(
 ) -> list[CutLatency] | None:
     assert config.latency_ms is not None
     stored = config.latency_ms
-    enclave = pick_enclave(stored.full_enclave.backend)
-    accelerator = pick_accelerator(stored.full_accelerator.backend)
+    try:
+        enclave = pick_enclave(stored.full_enclave.backend)
+        accelerator = pick_accelerator(stored.full_accelerator.backend)
+    except BackendError as error:
+        result.add("latency", "skipped", str(error))
+        return None
     now = profile(
         graph, cuts, enclave=enclave, accelerator=accelerator,
         threads=stored.threads, batch=stored.batch,

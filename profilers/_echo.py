@@ -24,7 +24,7 @@ from ..enclave_runner.transport import End, Shape
 from ..errors import ServiceError
 
 GRANULES = 1000
-WORK_BYTES = 16 << 20
+WORK_BYTES = 32 << 20
 
 
 def shape(granule: int) -> Shape:

@@ -1,10 +1,13 @@
 """Both workers for real, natively: answers, refusals, deaths, and what crosses in the clear."""
 
 import contextlib
+import json
 import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -239,9 +242,6 @@ def test_a_thousand_requests_do_not_grow_memory(made, photo):
 
 def test_a_tail_of_another_service(made, photo, tmp_path):
     """Two services, as with the two systemd units."""
-    import subprocess
-    import sys
-
     options = Options(enclave="native")
     with Service(made.folder, options, key=made.key, insecure=True, with_tail=False) as service:
         with service.client() as client:
@@ -267,3 +267,77 @@ def test_a_tail_of_another_service(made, photo, tmp_path):
 @pytest.mark.parametrize("transport", ["shm", "tcp", "file"])
 def test_nothing_but_the_boundary_leaves_in_the_clear(made, photo, transport, crossing):
     crossing.check(made, photo, crossing.record(made, photo, transport, "native"))
+
+
+def serving(made, *more: str):
+    """The command, and the address that it says it serves at."""
+    command = [sys.executable, "-m", "partopt", "serve", str(made.folder), "--enclave", "native",
+               "--listen", "127.0.0.1:0", "--insecure-no-attestation", *more]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("serving"):
+            return process, line.split(" at ")[1].split(";")[0]
+    raise AssertionError("it did not serve")
+
+
+def workers_of(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+def gone(pids: list[int], seconds: float = 20.0) -> bool:
+    deadline = time.time() + seconds
+    while time.time() < deadline:
+        states = []
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                states.append(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
+        if all(s == "Z" for s in states):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_served_bundle_from_the_command_line(made, photo, tmp_path):
+    """Serve without the key, unlock from elsewhere, ask, and Ctrl-C."""
+    process, address = serving(made)
+    image = tmp_path / "photo.png"
+    image.write_bytes(photo)
+    partopt = [sys.executable, "-m", "partopt"]
+    there = ["--connect", address, "--insecure-no-attestation"]
+    ask = [*partopt, "run", str(made.folder), "--input", str(image), "--json", *there]
+    locked = subprocess.run(ask, capture_output=True, text=True)
+    assert locked.returncode == 1
+    assert "sealed" in locked.stderr
+    key = str(made.folder.with_name("bundle.key"))
+    unlock = [*partopt, "unlock", str(made.folder), "--key", key, *there]
+    subprocess.run(unlock, check=True, capture_output=True)
+    answer = json.loads(subprocess.run(ask, check=True, capture_output=True, text=True).stdout)
+    assert answer["protection"].startswith("NO PROTECTION")
+    best = int(made.logits(photo).argmax())
+    assert answer["answers"][0]["classes"][0]["label"] == f"class {best}"
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.strip().endswith("interrupted")
+    assert gone(workers)
+    assert left_over() == []
+
+
+def test_nothing_outlives_a_killed_orchestrator(made):
+    process, _ = serving(made, "--key", str(made.folder.with_name("bundle.key")))
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    assert gone(workers), "workers end with their orchestrator"
+    areas = [p for n in left_over() for p in Path("/dev/shm", n).iterdir()]
+    assert areas == [], "shared memory has no name that could be left"
+    for name in left_over():
+        Path("/dev/shm", name).rmdir()

@@ -201,3 +201,14 @@ def test_nothing_to_check(tmp_path, monkeypatch):
 
 def test_the_schema_round_trips(here):
     assert SplitConfig.read(here).to_json() == here.read_text()
+
+
+def test_latency_of_a_backend_that_is_not_here_is_skipped_and_said(here, monkeypatch):
+    config = SplitConfig.read(here)
+    stored = config.latency_ms.full_enclave.model_copy(update={"backend": "gramine-direct"})
+    latency = config.latency_ms.model_copy(update={"full_enclave": stored})
+    config.model_copy(update={"latency_ms": latency}).write(here)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    result = check(here, weights="protects.pth")
+    assert outcomes(result)["latency"] == "skipped"
+    assert any("gramine-direct is not on PATH" in p.detail for p in result.properties)
