@@ -33,7 +33,7 @@ NO_SGX = (
     "enclave times were measured inside gramine-direct: Gramine's own costs, but neither SGX's "
     "encrypted memory nor its transitions"
 )
-HANDOFFS = 6
+HANDOFFS = 4
 
 
 @contextlib.contextmanager

@@ -32,7 +32,9 @@ def mobilenet(shared, tmp_path_factory):
     return store, {n: graph.cut(n) for n in LINEAR}
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "features.0" else []) for n in LINEAR]
+)
 def test_linear_reaches_what_a_plain_one_does(mobilenet, name, record_property):
     store, cuts = mobilenet
     s = store.images
@@ -48,6 +50,7 @@ def test_linear_reaches_what_a_plain_one_does(mobilenet, name, record_property):
     assert ssim_of(attacker.reconstruct, rows["test"], s.part("test")).mean() >= LINEAR[name]
 
 
+@pytest.mark.slow
 def test_a_small_decoder_does_clearly_better(mobilenet):
     store, cuts = mobilenet
     cut, s = cuts["features.10"], store.images

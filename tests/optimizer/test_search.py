@@ -273,7 +273,7 @@ def test_resuming_after_kill(tmp_path):
         BUDGETS["quick"] = replace(BUDGETS["quick"], split=Split(48, 12, 12), resolution=32,
             minimum_images=20, settings={"linear": {"max_cells": 4000}, "decoder": {"epochs": 2,
             "width": 8, "narrowest": 8, "blocks": 1, "patience": 0}})
-        class W(f._Silent):
+        class W(f.Silent):
             def attacked(self, *a): print("done", flush=True)
         m = load_model("squeezenet1_1", weights="none", input_size=64)
         r = f.find(m, cuts=["features.3", "features.6", "features.9", "features.12"],
