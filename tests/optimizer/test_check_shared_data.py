@@ -23,6 +23,7 @@ SMALL = Budget(
 CUTS = ["features.3", "features.16", "features.18"]
 
 
+@pytest.mark.slow
 def test_replaced_and_retrained_weights(shared, tmp_path, monkeypatch):
     monkeypatch.setitem(BUDGETS, "quick", SMALL)
     photos = shared / "imagenet-val"
