@@ -109,6 +109,13 @@ class Attacker(ABC):
         return f"{type(self).__name__}({inner})"
 
 
+def remark(attacker: Attacker) -> str:
+    """What a result must say of a trained attacker, or nothing."""
+    if getattr(attacker, "still_rising", False):
+        return "validation SSIM was still rising when the budget ended"
+    return ""
+
+
 def checked(images: torch.Tensor, attacker: Attacker) -> torch.Tensor:
     """Clamp to [0, 1]; refuse what is not finite, so that divergence never reads as protection."""
     if not bool(torch.isfinite(images).all()):

@@ -12,10 +12,10 @@ import torch
 
 from ..config import SplitConfig
 from ..errors import UsageError
-from .bundle import SPLIT
+from .bundle import SPLIT, parts_of
 from .client import Answer, Client
 from .orchestrator import Options, Service
-from .parts import Part, load_program
+from .parts import load_program
 from .probing import Probe
 from .programs import Program, join
 
@@ -117,7 +117,7 @@ def _probes(
     folder: Path, key: bytes, service: Service, options: Options, found: Measured
 ) -> dict[str, Probe]:
     """Workers that run the whole model, inside and outside."""
-    head_part, tail_part = Part.read(folder / "head"), Part.read(folder / "tail")
+    head_part, tail_part = parts_of(folder)
     if head_part.seal == "gramine":
         found.notes.append("no whole-model times: only Gramine can open the head's weights")
         return {}

@@ -19,11 +19,10 @@ from typing import Any
 from ..errors import BackendError, PartoptError, ServiceError, UsageError
 from . import areas
 from .attestation import LABELS, verifier
-from .bundle import read_bundle
+from .bundle import parts_of, read_bundle
 from .client import Client
 from .launcher import Started, launch_gramine, launch_python, pick, rendered
 from .messages import TOKEN_BYTES
-from .parts import Part
 from .shm import area_bytes
 from .start import Start
 from .transport import NAMES, Shape
@@ -100,8 +99,7 @@ class Service:
         self.bundle = read_bundle(self._folder)
         if options.batch > self.bundle.batch:
             raise UsageError(f"`batch` got {options.batch}; this bundle takes {self.bundle.batch}")
-        self._head_part = Part.read(self._folder / "head")
-        self._tail_part = Part.read(self._folder / "tail")
+        self._head_part, _ = parts_of(self._folder)
         self.backend = pick(options.enclave, signed=self.bundle.mrenclave is not None)
         if self.bundle.seal == "gramine" and self.backend == "native":
             raise BackendError(

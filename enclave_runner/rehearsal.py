@@ -103,8 +103,9 @@ def main(folder: Path, batch: int, shape: list[int]) -> None:
         for name in [getattr(m, "__file__", None)]
         if isinstance(name, str)
     }
-    here = set(sys.modules[__name__].__dict__.get("__file__", "").split())
-    files = {os.path.abspath(f) for f in _opened | modules | libraries} - here
+    files = {os.path.abspath(f) for f in _opened | modules | libraries} - {
+        os.path.abspath(__file__)
+    }
     # Inside Gramine every file is of the year 1970, so Python compiles each source anew.
     compiled = {f for f in files if f.endswith(".pyc")}
     files |= {source_from_cache(f) for f in compiled if "__pycache__" in f}

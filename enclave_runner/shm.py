@@ -49,16 +49,18 @@ class SharedMemory(End):
             os.close(descriptor)
         self._bytes = memoryview(self._memory)
         self._words = self._bytes[:_PAGE].cast("Q")
-        first = _PAGE + shape.slots * _stride(shape.boundary, shape.batch)
-        self._starts = {True: _PAGE, False: first}
+        self._strides = {
+            True: _stride(shape.boundary, shape.batch),
+            False: _stride(shape.answer, shape.batch),
+        }
+        self._starts = {True: _PAGE, False: _PAGE + shape.slots * self._strides[True]}
         self._views: dict[tuple[bool, int, int], list[torch.Tensor]] = {}
         if head:
             self._words[_WORD[True]] = self._words[_WORD[False]] = 0
 
     def _slot(self, by_head: bool, number: int) -> int:
-        layouts = self.shape.boundary if by_head else self.shape.answer
         slot = (number - 1) % self.shape.slots
-        return self._starts[by_head] + slot * _stride(layouts, self.shape.batch)
+        return self._starts[by_head] + slot * self._strides[by_head]
 
     def _tensors(self, by_head: bool, start: int, batch: int) -> list[torch.Tensor]:
         key = (by_head, start, batch)

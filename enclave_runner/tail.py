@@ -21,7 +21,7 @@ from .ends import open_end
 from .frames import ANSWER, FAILURE
 from .messages import Control
 from .parts import Part, load_program
-from .programs import Program
+from .programs import DTYPES, Program
 from .start import Start, start_from
 from .transport import End, Shape
 
@@ -59,15 +59,9 @@ def _until_left(control: Control) -> None:
 
 def _warm_up(program: Program, shape: Shape, start: Start) -> None:
     for batch in {1, start.batch}:
-        zeros = [torch.zeros(t.at(batch)).to(_dtype(t.dtype)) for t in shape.boundary]
+        zeros = [torch.zeros(t.at(batch), dtype=DTYPES[t.dtype]) for t in shape.boundary]
         for _ in range(2):
             compute(program, zeros, start.device)
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def compute(program: Program, tensors: list[torch.Tensor], device: str) -> list[torch.Tensor]:

@@ -64,6 +64,7 @@ class End(ABC):
         self.outgoing = shape.boundary if head else shape.answer
         self.incoming = shape.answer if head else shape.boundary
         self.expected = Expected(kinds, shape.rooms(self.incoming))
+        self._rooms = shape.rooms(self.outgoing)
         door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         door.setblocking(False)
         self._poll = select.poll()
@@ -86,7 +87,7 @@ class End(ABC):
                     f"{layout.name!r} has shape {tuple(tensor.shape)}, not {layout.at(batch)}",
                 )
         self.sent += 1
-        length = room(layouts, batch) if layouts else 0
+        length = self._rooms[batch] if layouts else 0
         header = Header(kind, batch, self.sent, request, ns, length, 0)
         with self._lost_if_broken():
             self._put(header, tensors)

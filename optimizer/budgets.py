@@ -66,14 +66,7 @@ BUDGETS = {
         100,
         {
             "linear": {"max_cells": 40_000, "max_terms": 1300},
-            "decoder": {
-                "epochs": 3,
-                "width": 64,
-                "blocks": 1,
-                "batch": 8,
-                "patience": 0,
-                "linear": _QUICK_LINEAR,
-            },
+            "decoder": _QUICK_DECODER.settings(),
         },
         {
             "cgan": {"epochs": 5, "width": 64},

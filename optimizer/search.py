@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..attackers import pictures
-from ..attackers.base import Attacker, Context, Reconstruct
+from ..attackers.base import Attacker, Context, Reconstruct, remark
 from ..attackers.features import FeatureStore
 from ..attackers.scoring import Score, corrected, score, ssim_of
 from ..cache import cache_dir
@@ -396,9 +396,8 @@ def _note(attacker: Attacker, second: bool) -> str:
     notes = []
     if second:
         notes.append("the first try failed; this is the second, with safer settings")
-    if getattr(attacker, "still_rising", False):
-        notes.append("validation SSIM was still rising when the budget ended")
-    return "; ".join(notes)
+    notes.append(remark(attacker))
+    return "; ".join(filter(None, notes))
 
 
 def _attack_from(trial: FrozenTrial, attacker: Attacker, result: Score) -> Attack:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..attackers.base import Attacker, Context, as_images
+from ..attackers.base import Attacker, Context, as_images, remark
 from ..attackers.features import FeatureStore
 from ..attackers.metrics import lpips_measure, multi_scale_ssim, psnr
 from ..attackers.pictures import sheet
@@ -209,13 +209,12 @@ def _measured(
     truth = as_images(originals)
     per_image = ssim(rebuilt, truth).double().numpy()
     multi = multi_scale_ssim(rebuilt, truth)
-    if getattr(attacker, "still_rising", False):
-        notes = [*notes, "validation SSIM was still rising when the budget ended"]
+    note = "; ".join(filter(None, [*notes, remark(attacker)]))
     return Result(
         attacker.name, repr(attacker),
         score(per_image, bench.floor, scale=bench.scale, seed=derive_seed(0, "bootstrap")),
         None if multi is None else float(multi.mean()),
         float(psnr(rebuilt, truth).mean()),
         None if bench.lpips is None else float(bench.lpips(rebuilt, truth).mean()),
-        context.image_steps, time.monotonic() - start, "; ".join(notes), rebuilt[:SHOWN],
+        context.image_steps, time.monotonic() - start, note, rebuilt[:SHOWN],
     )  # fmt: skip
