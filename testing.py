@@ -63,7 +63,7 @@ def attack(make: Make, where: Arena, seed: int = 0) -> float:
     held = slice(TRAIN, TRAIN + VALIDATION)
     attacker = make()
     context = Context(seed, input_size=SIDE)
-    if attacker.white_box:
+    if attacker.needs_head:
         context.head = where.head
     f, i = where.features, where.images
     attacker.fit(f[:TRAIN], i[:TRAIN], validation=(f[held], i[held]), context=context)
@@ -144,7 +144,7 @@ def check_no_peeking(make: Make) -> None:
     where = arena(convolutions())
     attacker = make()
     context = Context(0, input_size=SIDE)
-    if attacker.white_box:
+    if attacker.needs_head:
         context.head = where.head
     f, i = where.features, where.images
     held = slice(TRAIN, TRAIN + VALIDATION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -16,6 +17,15 @@ from .rows import Rows
 Reconstruct = Callable[[np.ndarray], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """An attacker that was fitted, and what that cost."""
+
+    attacker: Attacker
+    seconds: float
+    image_steps: int
+
+
 @dataclass
 class Context:
     """What the threat model gives an attacker besides its training pairs.
@@ -26,6 +36,8 @@ class Context:
         head: The public head: images (N, 3, H, W) in [0, 1] at the model's input size to the
             normalised feature map (N, C, h, w). None where white-box access is not offered.
         input_size: The model's input size in pixels, for `head`; 0: that of the images.
+        fitted: Attackers fitted on the same pairs with the same seed, by `repr`; one that is built
+            on another takes it from here instead of fitting it again.
         proven: Called by iterative attackers after each epoch with the current reconstruction
             function and its validation SSIM; True means that the leak is proven and training may
             stop. Never asked in order to give up: an attack that looks bad goes on.
@@ -40,7 +52,9 @@ class Context:
     progress: Callable[[float], None] | None = None
     image_steps: int = 0
     input_size: int = 0
+    fitted: dict[str, Fitted] = field(default_factory=dict)
     stopped_early: bool = field(default=False, init=False)
+    reused: list[Fitted] = field(default_factory=list, init=False)
 
     def report(self, share: float) -> None:
         """Tell whoever watches how far the work is."""
@@ -100,6 +114,11 @@ class Attacker(ABC):
                 changed[name] = inner
         return replace(self, **changed) if changed else None  # type: ignore[type-var]
 
+    @property
+    def needs_head(self) -> bool:
+        """Whether `fit` wants `Context.head`, as these settings stand."""
+        return self.white_box
+
     def settings(self) -> dict[str, Any]:
         """All settings by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
@@ -107,6 +126,23 @@ class Attacker(ABC):
     def __repr__(self) -> str:
         inner = ", ".join(f"{k}={v!r}" for k, v in self.settings().items())
         return f"{type(self).__name__}({inner})"
+
+
+def fit_member(
+    member: Attacker,
+    features: Rows | np.ndarray,
+    images: Rows | np.ndarray,
+    validation: tuple[Rows | np.ndarray, np.ndarray],
+    context: Context,
+) -> Attacker:
+    """A fitted copy of an attacker that another is built on; from `Context.fitted` if there."""
+    known = context.fitted.get(repr(member))
+    if known is not None:
+        context.reused.append(known)
+        return known.attacker
+    member = copy.copy(member)
+    member.fit(features, images, validation=validation, context=context)
+    return member
 
 
 def remark(attacker: Attacker) -> str:

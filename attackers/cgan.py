@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from ..errors import AttackError
 from ..hashing import derive_seed
 from .base import Attacker, Context, as_features, as_images, checked
-from .decoder import batches, canonical_order
+from .batching import batches, portions
+from .decoder import canonical_order
 from .rows import Rows, as_rows
 
 
@@ -90,27 +91,66 @@ class CGan(Attacker):
             torch.optim.lr_scheduler.LambdaLR(o, _constant_then_falling(self.epochs))
             for o in (making, judging)
         ]
-        bce = F.binary_cross_entropy_with_logits
+        side = targets.shape[-1]
+        numbers = max(self.width * rows.shape[2] * rows.shape[3], 32 * side**2)
         for epoch in range(self.epochs):
             generator.train()
             for index in batches(len(rows), self.batch, rng):
-                maps = as_features(rows.take(index), self._device)[:, self._order]
-                image = as_images(targets.take(index), self._device) * 2 - 1
-                rebuilt = generator(maps)
-                real, fake = judge(image, maps), judge(rebuilt.detach(), maps)
-                cost = bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))
-                _step(judging, 0.5 * cost)
-                verdict = judge(rebuilt, maps)
-                loss = bce(verdict, torch.ones_like(verdict))
-                if self.l1_weight:
-                    loss = loss + self.l1_weight * F.l1_loss(rebuilt, image)
-                if not bool(torch.isfinite(loss + cost)):
+                loss = self._round(
+                    generator, judge, making, judging, rows, targets, portions(index, numbers)
+                )
+                if not math.isfinite(loss):
                     raise AttackError(f"{self!r} diverged in epoch {epoch + 1}")
-                _step(making, loss)
                 context.image_steps += len(index)
             for schedule in schedules:
                 schedule.step()
             context.report((epoch + 1) / self.epochs)
+
+    def _round(
+        self,
+        generator: nn.Module,
+        judge: nn.Module,
+        making: torch.optim.Optimizer,
+        judging: torch.optim.Optimizer,
+        rows: Rows,
+        targets: Rows,
+        parts: list[np.ndarray],
+    ) -> float:
+        """A step of the judge, then one of the generator; gradients are summed over the parts."""
+        bce = F.binary_cross_entropy_with_logits
+        count = sum(map(len, parts))
+        whole = len(parts) == 1  # then the generator runs once for both steps
+        total = 0.0
+        rebuilt = torch.empty(0)
+        judging.zero_grad(set_to_none=True)
+        for part in parts:
+            maps, image = self._pair(rows, targets, part)
+            with torch.set_grad_enabled(whole):
+                rebuilt = generator(maps)
+            real, fake = judge(image, maps), judge(rebuilt.detach(), maps)
+            cost = bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))
+            (0.5 * cost * len(part) / count).backward()
+            total += float(cost.detach())
+        judging.step()
+        making.zero_grad(set_to_none=True)
+        for part in parts:
+            maps, image = self._pair(rows, targets, part)
+            if not whole:
+                rebuilt = generator(maps)
+            verdict = judge(rebuilt, maps)
+            loss = bce(verdict, torch.ones_like(verdict))
+            if self.l1_weight:
+                loss = loss + self.l1_weight * F.l1_loss(rebuilt, image)
+            (loss * len(part) / count).backward()
+            total += float(loss.detach())
+        making.step()
+        return total
+
+    def _pair(
+        self, rows: Rows, targets: Rows, index: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = as_features(rows.take(index), self._device)[:, self._order]
+        return maps, as_images(targets.take(index), self._device) * 2 - 1
 
     def reconstruct(self, features: np.ndarray) -> torch.Tensor:
         """Rebuild images with the generator."""
@@ -119,12 +159,6 @@ class CGan(Attacker):
         with torch.no_grad():
             maps = as_features(features, self._device)[:, self._order]
             return checked((self._net(maps) + 1) / 2, self).cpu()
-
-
-def _step(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()
 
 
 def _constant_then_falling(epochs: int) -> Callable[[int], float]:

@@ -13,13 +13,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import AttackError
+from ..errors import AttackError, UsageError
 from ..hashing import derive_seed
 from .base import Attacker, Context, as_features, as_images, checked
+from .batching import batches, portions
 from .fast_ssim import fast_ssim
+from .inversion import feature_distance, resized
 from .linear import Linear
 from .rows import Rows, as_rows
 from .scoring import ssim_of
+
+LOSSES = ("ssim+l1", "perceptual")
 
 
 @dataclass(repr=False)
@@ -28,10 +32,15 @@ class Decoder(Attacker):
 
     Residual blocks at the map's resolution, then steps of convolution and pixel shuffle up to the
     image, then a small refiner that sees the linear attacker's picture and adds a correction to it.
-    The correction starts at zero, so the attack starts where the closed form ends. Trained on
-    1 - SSIM + L1 with AdamW and a cosine schedule; the state with the best validation SSIM is kept,
-    and training ends early when that has not improved for `patience` epochs. Channels are put in an
-    order of their own (by kurtosis), so that the result does not depend on the network's.
+    The correction starts at zero, so the attack starts where the closed form ends. Trained with
+    AdamW and a cosine schedule; the state with the best validation SSIM is kept, and training ends
+    early when that has not improved for `patience` epochs. Of several losses each trains a network
+    of its own, and the one that rebuilds validation images best is the attack. Channels are put in
+    an order of their own (by kurtosis), so that the result does not depend on the network's.
+
+    Losses: ``ssim+l1`` is 1 - SSIM + `l1` times L1. ``perceptual`` adds `feature_weight` times the
+    distance between the features of the rebuilt image and those that were seen, a perceptual loss
+    (Johnson, Alahi and Fei-Fei, 2016) whose network is the public head itself.
 
     Args:
         epochs: Passes over the training images and their mirror images, at most.
@@ -42,6 +51,8 @@ class Decoder(Attacker):
         lr: Largest learning rate.
         l1: Weight of L1 beside 1 - SSIM.
         patience: Epochs without improvement before stopping; 0 never stops.
+        losses: Which losses to train on, each its own network.
+        feature_weight: Weight of the feature distance in ``perceptual``.
         linear: Settings of the linear attacker underneath.
     """
 
@@ -57,8 +68,11 @@ class Decoder(Attacker):
     lr: float = 2e-3
     l1: float = 1.0
     patience: int = 8
+    losses: tuple[str, ...] = ("ssim+l1",)
+    feature_weight: float = 0.1
     linear: Linear = field(default_factory=Linear)
     history: list[float] = field(default_factory=list, init=False)
+    loss: str = field(default="", init=False)  # the one that was kept
     _net: nn.Module | None = field(default=None, init=False)
     _order: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)
     _device: str = field(default="cpu", init=False)
@@ -73,58 +87,57 @@ class Decoder(Attacker):
     ) -> None:
         """Train; `features` and `images` may hold mirrored images beside the plain ones."""
         context = context or Context()
+        unknown = set(self.losses) - set(LOSSES) or (not self.losses and {"none"})
+        if unknown:
+            raise UsageError(f"`losses` got {', '.join(unknown)}; use some of {', '.join(LOSSES)}")
+        if self.needs_head and context.head is None:
+            raise AttackError("decoder with loss 'perceptual' needs the public head")
         rows, targets = as_rows(features), as_rows(images)
         held_out, pictures = as_rows(validation[0]), np.asarray(validation[1])
         self._device = context.device
         self.linear = copy.copy(self.linear)
         self.linear.fit(rows, targets, validation=validation, context=Context(seed=context.seed))
         self._order = canonical_order(rows)
-        resolution = targets.shape[-1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(context.seed, "init"))
-            net = _Net(rows.shape[1], rows.shape[2:], resolution, self)
-        net = net.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._net = net
-        bases = _bases(self.linear, rows)
-        self._train(net, rows, targets, bases, held_out, pictures, context)
+        data = _Data(rows, targets, _bases(self.linear, rows), held_out, pictures)
+        best, chosen, history = -math.inf, None, []
+        for loss in self.losses:
+            self._net = self._fresh(data, context.seed)
+            self._train(self._net, loss, data, context)
+            if max(self.history) > best:
+                best, chosen, history, self.loss = max(self.history), self._net, self.history, loss
+        self._net, self.history = chosen, history
 
-    def _train(
-        self,
-        net: nn.Module,
-        rows: Rows,
-        targets: Rows,
-        bases: np.ndarray,
-        held_out: Rows,
-        pictures: np.ndarray,
-        context: Context,
-    ) -> None:
+    def _fresh(self, data: _Data, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "init"))
+            net = _Net(data.rows.shape[1], data.rows.shape[2:], data.targets.shape[-1], self)
+        return net.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def _train(self, net: nn.Module, loss: str, data: _Data, context: Context) -> None:
         rng = np.random.default_rng(derive_seed(context.seed, "order"))
         optimiser = torch.optim.AdamW(net.parameters(), self.lr, weight_decay=1e-4)
-        steps = math.ceil(len(rows) / self.batch) * self.epochs
+        steps = math.ceil(len(data.rows) / self.batch) * self.epochs
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warm_cosine(steps))
-        best = self._validate(held_out, pictures)
+        best = self._validate(data)
         state = copy.deepcopy(net.state_dict())
         self.history = [best]
-        since = 0
+        since, done = 0, self.losses.index(loss) * self.epochs
         for epoch in range(self.epochs):
             net.train()
-            for index in batches(len(rows), self.batch, rng):
-                maps = as_features(rows.take(index), self._device)
-                image = as_images(targets.take(index), self._device)
-                base = torch.from_numpy(bases[index]).to(self._device).float()
-                out = net(maps[:, self._order], base)
-                loss = 1 - fast_ssim(out, image).mean() + self.l1 * F.l1_loss(out, image)
-                if not bool(torch.isfinite(loss)):
-                    raise AttackError(f"{self!r} diverged in epoch {epoch + 1}")
+            for index in batches(len(data.rows), self.batch, rng):
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                for part in portions(index, self._largest_activation(data)):
+                    cost = self._cost(net, loss, data, part, context) * len(part) / len(index)
+                    if not bool(torch.isfinite(cost)):
+                        raise AttackError(f"{self!r} diverged in epoch {epoch + 1}")
+                    cost.backward()
                 nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                 optimiser.step()
                 schedule.step()
                 context.image_steps += len(index)
-            value = self._validate(held_out, pictures)
+            value = self._validate(data)
             self.history.append(value)
-            context.report((epoch + 1) / self.epochs)
+            context.report((done + epoch + 1) / (self.epochs * len(self.losses)))
             if value > best:
                 best, state, since = value, copy.deepcopy(net.state_dict()), 0
                 if context.proven is not None and context.proven(self.reconstruct, value):
@@ -136,8 +149,34 @@ class Decoder(Attacker):
                     break
         net.load_state_dict(state)
 
-    def _validate(self, features: Rows, images: np.ndarray) -> float:
-        return float(ssim_of(self.reconstruct, features, images, measure=fast_ssim).mean())
+    def _cost(
+        self, net: nn.Module, loss: str, data: _Data, index: np.ndarray, context: Context
+    ) -> torch.Tensor:
+        """The loss, mean over the images at `index`."""
+        maps = as_features(data.rows.take(index), self._device)
+        image = as_images(data.targets.take(index), self._device)
+        base = torch.from_numpy(data.bases[index]).to(self._device).float()
+        out = net(maps[:, self._order], base)
+        cost: torch.Tensor = 1 - fast_ssim(out, image).mean() + self.l1 * F.l1_loss(out, image)
+        if loss == "perceptual":
+            assert context.head is not None
+            side = context.input_size or image.shape[-1]
+            found = context.head(resized(out.clamp(0, 1), side))
+            cost = cost + self.feature_weight * feature_distance(found, maps, "l2").mean()
+        return cost
+
+    def _largest_activation(self, data: _Data) -> int:
+        cells = min(data.targets.shape[-1], max(data.rows.shape[2:])) ** 2
+        return max(self.width * cells, self.narrowest * (data.targets.shape[-1] // 2) ** 2)
+
+    def _validate(self, data: _Data) -> float:
+        values = ssim_of(self.reconstruct, data.held_out, data.pictures, measure=fast_ssim)
+        return float(values.mean())
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether a loss wants the public head."""
+        return "perceptual" in self.losses
 
     @property
     def still_rising(self) -> bool:
@@ -153,6 +192,17 @@ class Decoder(Attacker):
             base = self.linear.predict(features).half().float().to(self._device)
             maps = as_features(features, self._device)[:, self._order]
             return checked(self._net(maps, base), self).cpu()
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a network is trained and validated on."""
+
+    rows: Rows
+    targets: Rows
+    bases: np.ndarray
+    held_out: Rows
+    pictures: np.ndarray
 
 
 class _Block(nn.Module):
@@ -231,12 +281,6 @@ def _warm_cosine(steps: int, warm: float = 0.1) -> Callable[[int], float]:
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
     return factor
-
-
-def batches(count: int, batch: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Indices of an epoch's batches, shuffled; sorted within each batch."""
-    order = rng.permutation(count)
-    return [np.sort(order[i : i + batch]) for i in range(0, count, batch)]
 
 
 def _bases(linear: Linear, rows: Rows, batch: int = 16) -> np.ndarray:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from .base import Context, as_images, checked
+from .base import Context, as_images, checked, fit_member
 from .hybrid import Hybrid
 from .inversion import feature_distance, resized
 from .rmle import Rmle
@@ -50,9 +49,11 @@ class Ensemble(WhiteBox):
     ) -> None:
         """Fit every member, then choose who takes part."""
         context = self._prepare(context, as_rows(images).shape[-1])
-        self.hybrid, self.rmle = copy.copy(self.hybrid), copy.copy(self.rmle)
-        self.hybrid.fit(features, images, validation=validation, context=context)
-        self.rmle.fit(features, images, validation=validation, context=context)
+        hybrid = fit_member(self.hybrid, features, images, validation, context)
+        rmle = fit_member(self.rmle, features, images, validation, context)
+        assert isinstance(hybrid, Hybrid)
+        assert isinstance(rmle, Rmle)
+        self.hybrid, self.rmle = hybrid, rmle
         held_out, pictures = as_rows(validation[0]), np.asarray(validation[1])
         few = min(self.tuning_images, len(pictures))
         maps = held_out.take(range(few))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from .base import Context, checked
+from .base import Context, checked, fit_member
 from .decoder import Decoder
 from .rows import Rows, as_rows
 from .whitebox import WhiteBox
@@ -45,8 +44,9 @@ class Hybrid(WhiteBox):
         """Train the decoder, then choose the objective on validation images."""
         resolution = as_rows(images).shape[-1]
         context = self._prepare(context, resolution)
-        self.decoder = copy.copy(self.decoder)
-        self.decoder.fit(features, images, validation=validation, context=context)
+        fitted = fit_member(self.decoder, features, images, validation, context)
+        assert isinstance(fitted, Decoder)
+        self.decoder = fitted
         self._choose(as_rows(validation[0]), np.asarray(validation[1]), resolution)
 
     @property

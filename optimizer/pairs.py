@@ -50,7 +50,7 @@ def pairs_of(
 
 
 def arm(context: Context, store: FeatureStore, cut: Cut, attacker: Attacker) -> None:
-    """Give a white-box attacker the public head."""
-    if attacker.white_box:
+    """Give an attacker that wants it the public head."""
+    if attacker.needs_head:
         context.head = store.head(cut)
         context.input_size = store.images.images.shape[-1]

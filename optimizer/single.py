@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..attackers.base import Attacker, Context, as_images, remark
+from ..attackers.base import Attacker, Context, Fitted, as_images, remark
 from ..attackers.features import FeatureStore
 from ..attackers.metrics import lpips_measure, multi_scale_ssim, psnr
 from ..attackers.pictures import sheet
@@ -23,6 +25,7 @@ from ..graph import Cut
 from ..hashing import derive_seed
 from ..models import load_model
 from ..profilers.backends import pick_accelerator
+from ..profilers.memory import keep_memory
 from .budgets import Budget, pick
 from .find import Silent, Watcher, resolution_of
 from .floor import floor_of
@@ -78,14 +81,19 @@ class CutAttack:
         sheet(rows).save(path, format="PNG")
 
 
-def attack_cut(
+def attack_cut(model: str, cut: str, **arguments: Any) -> CutAttack:
+    """Run attackers on one cut; arguments as in `attack_cuts`."""
+    return next(attack_cuts(model, [cut], **arguments))
+
+
+def attack_cuts(
     model: str,
-    cut: str,
+    cuts: str | Sequence[str],
     *,
     attackers: Sequence[str] | None = None,
     weights: str = "DEFAULT",
     data: str | Path | None = None,
-    budget: str | None = None,
+    budget: str | Budget | None = None,
     resolution: int | None = None,
     scale: str = "corrected",
     accelerator: str = "auto",
@@ -95,16 +103,22 @@ def attack_cut(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: int | None = None,
+    max_cuts: int = 24,
     watcher: Watcher | None = None,
-) -> CutAttack:
-    """Run attackers on one cut; arguments as in `find`. Nothing is stored but feature maps.
+) -> Iterator[CutAttack]:
+    """Run attackers on cuts, one after the other; arguments as in `find`.
 
-    A failed attacker is tried once more with safer settings; if that fails too its result has no
-    score, and says why.
+    Nothing is stored but feature maps. An attacker that is built on another one of the panel takes
+    it as fitted; its seconds and image-steps count all the same. A failed attacker is tried once
+    more with safer settings; if that fails too its result has no score, and says why.
     """
     watcher = watcher or Silent()
+    keep_memory()
     device = pick_accelerator(accelerator)
-    chosen = pick(budget or ("standard" if device == "cuda" else "quick"))
+    if isinstance(budget, Budget):
+        chosen = budget
+    else:
+        chosen = pick(budget or ("standard" if device == "cuda" else "quick"))
     panel = chosen.panel(list(attackers) if attackers else None)
     watcher.stage("loading and tracing the model")
     loaded = load_model(
@@ -112,7 +126,7 @@ def attack_cut(
         input_size=input_size, seed=seed,
     )  # fmt: skip
     graph = loaded.trace()
-    target = graph.cut(cut)
+    targets = graph.cuts(cuts, max_cuts=max_cuts)
     watcher.stage("reading the images" if data else "generating images")
     images = load_images(
         data, loaded.preprocessing, chosen.split, seed=seed, minimum=chosen.minimum_images
@@ -124,23 +138,26 @@ def attack_cut(
         device=device,
     )  # fmt: skip
     pictures = at_resolution(images.images, side)
-    bench = _Bench(store, target, pictures, floor, scale, lpips_measure())
-    results = []
-    for name, attacker in panel.items():
-        watcher.stage(f"attacking {cut} with {name}", 1)
-        context = Context(
-            derive_seed(seed, name, target.name), device,
-            progress=partial(watcher.progress, f"{name} on {cut}"),
+    lpips = lpips_measure()
+    for i, target in enumerate(targets):
+        bench = _Bench(store, target, tuple(targets[i + 1 :]), pictures, floor, scale, lpips)
+        fitted: dict[str, Fitted] = {}
+        results = []
+        for name, attacker in panel.items():
+            watcher.stage(f"attacking {target.name} with {name}", 1)
+            context = Context(
+                derive_seed(seed, target.name), device, fitted=fitted,
+                progress=partial(watcher.progress, f"{name} on {target.name}"),
+            )  # fmt: skip
+            results.append(_one(bench, copy.deepcopy(attacker), context))
+            found = results[-1].score
+            watcher.attacked(target.name, name, found.value if found else None, False)
+        yield CutAttack(
+            loaded.spec, loaded.weights, target.name, images.source, side,
+            {p: len(images.part(p)) for p in ("train", "validation", "test")}, float(floor.mean()),
+            results, pictures[slice(*images.bounds("test"))][:SHOWN],
+            [*loaded.warnings, *images.warnings, *_budget_warnings(chosen)],
         )  # fmt: skip
-        results.append(_one(bench, attacker, context))
-        found = results[-1].score
-        watcher.attacked(cut, name, found.value if found else None, False)
-    return CutAttack(
-        loaded.spec, loaded.weights, target.name, images.source, side,
-        {p: len(images.part(p)) for p in ("train", "validation", "test")}, float(floor.mean()),
-        results, pictures[slice(*images.bounds("test"))][:SHOWN],
-        [*loaded.warnings, *images.warnings, *_budget_warnings(chosen)],
-    )  # fmt: skip
 
 
 def _budget_warnings(budget: Budget) -> list[str]:
@@ -155,6 +172,7 @@ class _Bench:
 
     store: FeatureStore
     cut: Cut
+    later: tuple[Cut, ...]
     pictures: np.ndarray
     floor: np.ndarray
     scale: str
@@ -183,12 +201,18 @@ def _one(bench: _Bench, attacker: Attacker, context: Context) -> Result:
 
 def _fitted(bench: _Bench, attacker: Attacker, context: Context) -> tuple[torch.Tensor, np.ndarray]:
     """Reconstructions of the test images, and those images."""
-    pairs = pairs_of(bench.store, bench.cut, attacker, bench.pictures)
+    pairs = pairs_of(bench.store, bench.cut, attacker, bench.pictures, bench.later)
     arm(context, bench.store, bench.cut, attacker)
+    key, start = repr(attacker), time.monotonic()
     attacker.fit(
         pairs.train, pairs.targets, validation=(pairs.held_out, pairs.held_out_pictures),
         context=context,
     )  # fmt: skip
+    context.fitted[key] = Fitted(
+        attacker,
+        time.monotonic() - start + sum(f.seconds for f in context.reused),
+        context.image_steps + sum(f.image_steps for f in context.reused),
+    )
     parts = []
     with torch.no_grad():
         for i in range(0, len(pairs.originals), 16):
@@ -216,5 +240,6 @@ def _measured(
         None if multi is None else float(multi.mean()),
         float(psnr(rebuilt, truth).mean()),
         None if bench.lpips is None else float(bench.lpips(rebuilt, truth).mean()),
-        context.image_steps, time.monotonic() - start, note, rebuilt[:SHOWN],
+        context.image_steps + sum(f.image_steps for f in context.reused),
+        time.monotonic() - start + sum(f.seconds for f in context.reused), note, rebuilt[:SHOWN],
     )  # fmt: skip

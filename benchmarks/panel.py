@@ -1,0 +1,140 @@
+"""Every attacker at every cut: raw SSIM, score, interval and cost, as a Markdown table and JSON.
+
+    python benchmarks/panel.py --model mobilenet_v2 --weights FILE --mean 0.5 --std 0.5
+        --data FOLDER [--cuts stage] [--attackers linear,decoder,...] [--out panel.json]
+
+The budget is small, for two cores: few images, epochs, and steps of the white-box attackers.
+Figures are means over unseen images; attackers built on one another share what was fitted, and
+their cost counts it all the same. Cuts that stand in --out already are not attacked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from partopt.attackers.decoder import Decoder
+from partopt.attackers.hybrid import Hybrid
+from partopt.attackers.linear import Linear
+from partopt.attackers.rmle import Rmle
+from partopt.datasets import Split
+from partopt.models import load_model
+from partopt.optimizer.budgets import Budget
+from partopt.optimizer.single import attack_cuts
+from partopt.reporting.attacked import as_dict
+
+NAMES = ("linear", "decoder", "cgan", "rmle", "hybrid", "ensemble")
+TOLERANCE = 0.005  # by how much the decoder may fall below the linear attacker
+
+
+def budget(split: Split, resolution: int, steps: int, tuning: int, epochs: int) -> Budget:
+    """Small settings for every attacker."""
+    linear = Linear(max_cells=40_000, max_terms=1300)
+    decoder = Decoder(epochs=epochs, width=64, blocks=1, batch=8, patience=0, linear=linear)
+    few: dict[str, Any] = {
+        "steps": steps, "lr": 0.05, "batch": 8, "tvs": (0.03,), "distances": ("l2",),
+        "tuning_images": tuning,
+    }  # fmt: skip
+    hybrid, rmle = Hybrid(**few, decoder=decoder), Rmle(**few, restarts=1)
+    settings = {
+        "linear": linear.settings(),
+        "decoder": decoder.settings(),
+        "cgan": {"epochs": epochs, "width": 64},
+        "rmle": rmle.settings(),
+        "hybrid": hybrid.settings(),
+        "ensemble": {**few, "hybrid": hybrid, "rmle": rmle},
+    }
+    return Budget("quick", "screening", split, resolution, 20, settings)
+
+
+def line(found: dict[str, Any]) -> list[str]:
+    """Rows of the table for one cut."""
+    rows = []
+    for r in found["results"]:
+        s, best = r["score"], r["attacker"] == found["strongest"]
+        mark = "**" if best else ""
+        figures = (
+            f"{s['raw']:.3f} | {mark}{s['value']:.3f}{mark} | {s['low']:.2f}-{s['high']:.2f}"
+            if s
+            else "failed | - | -"
+        )
+        rows.append(
+            f"| `{found['cut']}` | {r['attacker']} | {figures} | {r['seconds']:.0f} | "
+            f"{r['image_steps']} |"
+        )
+    return rows
+
+
+def wide(results: list[dict[str, Any]], names: list[str]) -> str:
+    """One line a cut: score and, smaller, raw SSIM of each attacker."""
+    lines = [
+        "| cut | " + " | ".join(names) + " | panel |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for found in results:
+        by_name = {r["attacker"]: r for r in found["results"]}
+        cells = []
+        for name in names:
+            r = by_name.get(name)
+            s = r["score"] if r else None
+            if r is None or s is None:
+                cells.append("failed")
+                continue
+            cells.append(
+                f"{s['raw']:.3f} / {s['value']:.2f} ({s['low']:.2f}-{s['high']:.2f}) "
+                f"{r['seconds']:.0f} s"
+            )
+        top = max(r["score"]["value"] for r in found["results"] if r["score"])
+        lines.append(f"| `{found['cut']}` | " + " | ".join(cells) + f" | {top:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="efficientnet_b0")
+    parser.add_argument("--weights", default="DEFAULT")
+    parser.add_argument("--mean", type=float, nargs="*")
+    parser.add_argument("--std", type=float, nargs="*")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--cuts", default="stage", help="clean, all, stage, paper or names")
+    parser.add_argument("--max-cuts", type=int, default=24)
+    parser.add_argument("--attackers", default=",".join(NAMES))
+    parser.add_argument("--images", type=int, nargs=3, default=[256, 48, 32])
+    parser.add_argument("--input-size", type=int)
+    parser.add_argument("--resolution", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=40, help="of the white-box attackers")
+    parser.add_argument("--tuning", type=int, default=6, help="images they choose settings on")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("panel.json"))
+    args = parser.parse_args()
+    names = args.attackers.split(",")
+    small = budget(Split(*args.images), args.resolution, args.steps, args.tuning, args.epochs)
+    results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.is_file() else []
+    done = {r["cut"] for r in results}
+    model = load_model(args.model, weights="none", input_size=args.input_size)
+    kind = args.cuts if args.cuts in ("clean", "all", "stage", "paper") else args.cuts.split(",")
+    cuts = [c.name for c in model.trace().cuts(kind, max_cuts=args.max_cuts)]
+    missing = [c for c in cuts if c not in done]
+    for found in attack_cuts(
+        args.model, missing, attackers=names, weights=args.weights, mean=args.mean, std=args.std,
+        data=args.data, budget=small, input_size=args.input_size,
+    ) if missing else ():  # fmt: skip
+        results.append(as_dict(found))
+        print("\n".join(line(results[-1])), flush=True)
+        args.out.write_text(json.dumps(results, indent=1))
+    results.sort(key=lambda r: cuts.index(r["cut"]) if r["cut"] in cuts else -1)
+    print(wide(results, names))
+    bad = []
+    for found in results:
+        raw = {r["attacker"]: r["score"]["raw"] for r in found["results"] if r["score"]}
+        if raw.get("decoder", 1.0) < raw.get("linear", 0.0) - TOLERANCE:
+            bad.append(found["cut"])
+    print(f"cuts where decoder < linear - {TOLERANCE}: {', '.join(bad) or 'none'}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
