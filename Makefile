@@ -36,7 +36,7 @@ $(STAMP):
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt numpy pillow
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps torchvision
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,timm,report,dashboard]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,timm,report,dashboard,ton-iot]'
 	rm -f $(VENV)/.installed-*
 	touch $@
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import commands
+from . import commands, research
 from .console import AsJson, Debug, Shown, err, out, show
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ app = typer.Typer(
     help="Find where to part a neural network between an enclave and an untrusted accelerator.",
 )
 app.add_typer(commands.app)
+app.add_typer(research.app)
 # GNU OpenMP's threads spin for milliseconds at every barrier, which on a busy machine multiplies
 # training times; short spins cost a few per cent on a quiet one. Read when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -76,7 +77,8 @@ def find(
         typer.Option(help="DEFAULT, none (random) or a file: state dict, safetensors [DEFAULT]"),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of images; none: generated images")
+        Path | None,
+        typer.Option(help="Folder of images, or ton-iot:FOLDER; none: generated images"),
     ] = None,
     cuts: Annotated[
         str, typer.Option(help="clean, all, stage, paper or node names separated by commas")
@@ -248,7 +250,7 @@ def attack(
         typer.Option(help="linear, decoder, cgan, rmle, hybrid, ensemble or a plug-in's"),
     ] = None,
     weights: Annotated[str, typer.Option(help="As for find")] = "DEFAULT",
-    data: Annotated[Path | None, typer.Option(help="Folder of images")] = None,
+    data: Annotated[Path | None, typer.Option(help="As for find")] = None,
     budget: Annotated[str | None, typer.Option(help="quick, standard or full")] = None,
     resolution: Annotated[int | None, typer.Option(help="Side in pixels")] = None,
     accelerator: Annotated[str, typer.Option(help="Where attacks train: auto, cuda, cpu")] = "auto",
@@ -304,7 +306,7 @@ def check(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Another model than the stored one")] = None,
     weights: Annotated[str | None, typer.Option(help="Other weights than the stored ones")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of images, for attacks")] = None,
+    data: Annotated[Path | None, typer.Option(help="As for find, for attacks")] = None,
     budget: Annotated[
         str | None, typer.Option(help="Another budget than the stored one for new attacks")
     ] = None,

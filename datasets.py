@@ -1,4 +1,4 @@
-"""Images for attacks, from a folder or generated, split into train, validation and test."""
+"""Images for attacks, from a folder, telemetry or generated: train, validation and test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from joblib import Parallel, delayed
 from PIL import Image
 
+from . import ton_iot
 from .dead_leaves import dead_leaves
 from .errors import DataError, UsageError
 from .hashing import hash_array, hash_json
@@ -52,6 +53,7 @@ class ImageSet:
         digest: SHA-256 of pixels and split.
         skipped: Files that could not be used, each with the reason.
         warnings: What the user must know.
+        notes: How the data was read, for whoever asks.
     """
 
     images: np.ndarray
@@ -61,6 +63,7 @@ class ImageSet:
     names: list[str] = field(repr=False, default_factory=list)
     skipped: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def part(self, name: str) -> np.ndarray:
         """The images of ``"train"``, ``"validation"`` or ``"test"``."""
@@ -87,7 +90,8 @@ def load_images(
     """Read or generate images and split them.
 
     Args:
-        data: A folder of images (searched with its subfolders), or None for generated ones.
+        data: A folder of images (searched with its subfolders), ``ton-iot:FOLDER`` for telemetry
+            (see `ton_iot`), or None for generated ones.
         preprocessing: The model's resize and crop.
         split: How many images are wanted; fewer are taken in the same proportions, with a warning.
         seed: Decides which images are taken and where they go.
@@ -106,6 +110,8 @@ def load_images(
             "images can be higher"
         )
         return _finish(images, split, f"{GENERATED}, seed {seed}", names, [], [note])
+    if str(data).startswith(ton_iot.PREFIX):
+        return _telemetry(str(data), preprocessing, split, seed, minimum)
     folder = Path(data)
     if not folder.is_dir():
         raise UsageError(f"`data` got {str(data)!r}, which is no folder; give a folder of images")
@@ -131,6 +137,42 @@ def load_images(
         split = split.shrunk_to(len(taken))
     source = f"folder: {folder.name}, {len(taken)} of {len(paths)} images, seed {seed}"
     return _finish(np.stack(taken), split, source, names, skipped, warnings)
+
+
+def _telemetry(
+    data: str, preprocessing: Preprocessing, split: Split, seed: int, minimum: int
+) -> ImageSet:
+    """Windows of TON_IoT telemetry, classes by turns in each part."""
+    folder = Path(data.removeprefix(ton_iot.PREFIX))
+    shares = (split.train, split.validation, split.test)
+    telemetry = ton_iot.read(folder, shares, seed)
+    rng = np.random.default_rng([seed, 1])
+    images, names, sizes = [], [], []
+    for wanted, part in zip(shares, ton_iot.PARTS, strict=True):
+        windows = telemetry.parts[part]
+        taken = ton_iot.balanced(windows.classes, wanted, rng)
+        images.append(ton_iot.to_images(windows.values[taken], preprocessing.input_size))
+        names += [f"{ton_iot.CLASSES[windows.classes[i]]} {windows.starts[i]}" for i in taken]
+        sizes.append(len(taken))
+    total = sum(sizes)
+    if total < minimum or not all(sizes):
+        raise DataError(
+            f"`data` got {data!r} with {total} usable windows ({'/'.join(map(str, sizes))} for "
+            f"train/validation/test); at least {minimum} are needed, some of them in each part"
+        )
+    warnings = telemetry.counts.warnings()
+    if total < split.total:
+        warnings.append(
+            f"{total} windows were found, the budget wants {split.total}: with more the attackers "
+            "could be stronger"
+        )
+    source = (
+        f"ton-iot: {folder.name}, {total} windows of {ton_iot.ROWS} rows x "
+        f"{len(telemetry.features)} features, split by time block, seed {seed}"
+    )
+    made = _finish(np.concatenate(images), Split(*sizes), source, names, [], warnings)
+    made.notes = telemetry.counts.notes()
+    return made
 
 
 def _decode_until(

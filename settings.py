@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from . import ton_iot
 from .errors import ConfigError, nearest
 
 MAX_BYTES = 1 << 20
@@ -119,8 +120,14 @@ def read(path: Path) -> Settings:
         for name in PATHS:
             value = getattr(place, name, None)
             if value is not None and value not in ("DEFAULT", "none"):
-                setattr(place, name, str(path.parent / value))
+                setattr(place, name, _beside(path, value))
     return settings
+
+
+def _beside(path: Path, value: str) -> str:
+    """A path of the file made relative to its folder; the kind of data before it stays."""
+    kind = ton_iot.PREFIX if value.startswith(ton_iot.PREFIX) else ""
+    return kind + str(path.parent / value.removeprefix(kind))
 
 
 def for_find(model: str, given: dict[str, Any], path: Path | None) -> dict[str, Any]:

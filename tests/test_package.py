@@ -15,8 +15,8 @@ import partopt
 ROOT = Path(__file__).resolve().parents[1]
 # Arrows run from the left to the right; whatever is in none of these is a shared module.
 ORDER = [
-    "cli", "commands", "testing|reporting", "optimizer", "profilers|attackers", "enclave_runner",
-    "shared",
+    "cli", "commands|research", "testing|reporting", "optimizer", "profilers|attackers",
+    "enclave_runner", "shared",
 ]  # fmt: skip
 
 
