@@ -80,9 +80,14 @@ def find(
         Path | None,
         typer.Option(help="Folder of images, or ton-iot:FOLDER; none: generated images"),
     ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(help="strict, or paper: c-GAN alone, raw SSIM, the published points and rule"),
+    ] = "strict",
     cuts: Annotated[
-        str, typer.Option(help="clean, all, stage, paper or node names separated by commas")
-    ] = "clean",
+        str | None,
+        typer.Option(help="clean, all, stage, paper or node names separated by commas [clean]"),
+    ] = None,
     max_cuts: Annotated[int, typer.Option(help="Most cuts for clean and all")] = 24,
     depth: Annotated[int | None, typer.Option(help="Module depth of a stage")] = None,
     budget: Annotated[
@@ -171,7 +176,8 @@ def find(
         result = run(
             model,
             **for_find(model, given, settings),
-            cuts=_kind_of_cuts(cuts),
+            protocol=protocol,
+            cuts=None if cuts is None else _kind_of_cuts(cuts),
             max_cuts=max_cuts,
             depth=depth,
             sgx_model=sgx_model,

@@ -181,6 +181,7 @@ class Privacy(_Strict):
     a lower resolution than the budget's.
     """
 
+    protocol: Literal["strict", "paper"] = "strict"
     threshold: float
     scale: Literal["corrected", "raw"]
     rule: str

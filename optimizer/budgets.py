@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -115,12 +115,20 @@ def evidence_of(budget: Budget, panel: Collection[str], images: int, resolution:
     return order[min(reached, order.index(budget.evidence))]
 
 
-def pick(name: str) -> Budget:
-    """The budget called `name`.
+def pick(
+    wanted: str | Budget | None,
+    accelerator: str = "cpu",
+    budgets: Mapping[str, Budget] | None = None,
+) -> Budget:
+    """The budget called `wanted`, or `wanted` itself; None is quick without a GPU, else standard.
 
     Raises:
         UsageError: There is none.
     """
-    if name not in BUDGETS:
-        raise UsageError(f"`budget` got {name!r}; use {', '.join(BUDGETS)}")
-    return BUDGETS[name]
+    budgets = BUDGETS if budgets is None else budgets
+    if isinstance(wanted, Budget):
+        return wanted
+    name = wanted or ("standard" if accelerator == "cuda" else "quick")
+    if name not in budgets:
+        raise UsageError(f"`budget` got {name!r}; use {', '.join(budgets)}")
+    return budgets[name]

@@ -21,6 +21,7 @@ from ..stored import load_stored
 from .budgets import pick
 from .choose import TIE, choose
 from .find import SplitResult, Watcher, find
+from .protocols import protocol_of
 from .result import graph_hash
 from .rule import Evidence, judge
 
@@ -226,8 +227,9 @@ def _stored_evidence(
     """Apply the rule to the stored figures; the stored verdicts are not believed."""
     assert config.cut is not None
     panel = [a.name for a in config.privacy.attackers]
+    protocol = protocol_of(config.privacy.protocol)
     evidence = {
-        (i, a.attacker): Evidence.of(a, config.privacy.scale)
+        (i, a.attacker): Evidence.of(a, config.privacy.scale, protocol.interval)
         for i, row in enumerate(config.cuts)
         for a in row.attacks
     }
@@ -271,7 +273,7 @@ def _attacked_again(
         )  # fmt: skip
         return None
     stored = config.privacy.budget
-    effort = pick(budget or stored)
+    effort = pick(budget or stored, budgets=protocol_of(config.privacy.protocol).budgets)
     panel = [a.name for a in config.privacy.attackers]
     strongest = max(
         config.privacy.attacks, key=lambda a: a.score if a.score is not None else -1.0
@@ -279,6 +281,7 @@ def _attacked_again(
     found = find(
         loaded,
         ssim=threshold,
+        protocol=config.privacy.protocol,
         data=data,
         cuts=[row.name for row in config.cuts],
         budget=effort.name,

@@ -20,6 +20,7 @@ from ..profilers.sgx_model import SgxModel
 from .budgets import Budget, pick
 from .choose import choose
 from .floor import floor_of
+from .protocols import protocol_of
 from .result import build_config
 from .rule import Verdict, judge
 from .search import Search
@@ -81,15 +82,16 @@ class SplitResult:
 def find(
     model: str | LoadedModel,
     *,
-    ssim: float = 0.2,
+    ssim: float | None = None,
+    protocol: str = "strict",
     weights: str = "DEFAULT",
     data: str | Path | None = None,
-    cuts: str | Sequence[str] = "clean",
+    cuts: str | Sequence[str] | None = None,
     max_cuts: int = 24,
     depth: int | None = None,
-    budget: str | None = None,
+    budget: str | Budget | None = None,
     resolution: int | None = None,
-    scale: str = "corrected",
+    scale: str | None = None,
     attackers: Sequence[str] | None = None,
     enclave: str = "auto",
     accelerator: str = "auto",
@@ -116,15 +118,17 @@ def find(
 
     Args:
         model: A model spec (see `load_model`) or a loaded model.
-        ssim: Threshold in (0, 1]: scores at or above it leak.
+        ssim: Threshold in (0, 1]: scores at or above it leak; None is 0.2.
+        protocol: ``strict``, or ``paper``: the published way, which fixes `ssim`, `scale`,
+            `attackers` and the kind of cuts (see `protocols`).
         weights: ``DEFAULT``, ``none`` or a file.
         data: Folder of images, or None for generated ones.
-        cuts: Kind of cuts or names, as in `LayerGraph.cuts`.
+        cuts: Kind of cuts or names, as in `LayerGraph.cuts`; None is ``clean``.
         max_cuts: Most cuts for ``clean`` and ``all``.
         depth: Module depth of ``stage``.
         budget: ``quick``, ``standard`` or ``full``; None is quick without a GPU, else standard.
         resolution: Side in pixels at which images are rebuilt and scored; None: the budget's.
-        scale: ``corrected`` (above the floor) or ``raw`` SSIM.
+        scale: ``corrected`` (above the floor, what None means) or ``raw`` SSIM.
         attackers: Names, or None for the budget's panel.
         enclave, accelerator: Backends to profile on; ``auto`` takes the strongest there is.
         sgx_model: Scale native enclave times (labelled modelled); text is parsed.
@@ -147,17 +151,18 @@ def find(
         PartoptError: What else stops a run, by kind.
     """
     watcher = watcher or Silent()
-    if not 0 < ssim <= 1:
+    terms = protocol_of(protocol, ssim=ssim, scale=scale, cuts=cuts, attackers=attackers)
+    if not 0 < terms.threshold <= 1:
         raise UsageError(f"`ssim` got {ssim}; use a threshold above 0 and at most 1")
-    if scale not in ("corrected", "raw"):
+    if terms.scale not in ("corrected", "raw"):
         raise UsageError(f"`scale` got {scale!r}; use 'corrected' or 'raw'")
     if workers < 1:
         raise UsageError(f"`workers` got {workers}; use 1 or more")
     if isinstance(sgx_model, str):
         sgx_model = SgxModel.parse(sgx_model)
     enclave, accelerator = pick_enclave(enclave), pick_accelerator(accelerator)
-    chosen_budget = pick(budget or ("standard" if accelerator == "cuda" else "quick"))
-    panel = chosen_budget.panel(list(attackers) if attackers else None)
+    chosen_budget = pick(budget, accelerator, terms.budgets)
+    panel = chosen_budget.panel(terms.attackers)
     opened, storage_name = open_storage(storage)
 
     watcher.stage("loading and tracing the model")
@@ -167,9 +172,11 @@ def find(
             mean=mean, std=std, input_size=input_size, seed=seed,
         )  # fmt: skip
     graph = model.trace()
-    listed = graph.cuts(cuts, max_cuts=max_cuts, depth=depth)
+    listed = graph.cuts(terms.cuts, max_cuts=max_cuts, depth=depth)
     if not listed:
-        raise UsageError(f"`cuts` got {cuts!r}, which gives no cut of {model.spec}; use 'all'")
+        raise UsageError(
+            f"`cuts` got {terms.cuts!r}, which gives no cut of {model.spec}; use 'all'"
+        )
 
     watcher.stage("profiling all cuts")
     measured = profile(
@@ -201,12 +208,15 @@ def find(
     watcher.stage(f"attacking {len(listed)} cuts with {', '.join(panel)}", len(listed) * len(panel))
     search = Search(
         listed, timing.cuts, store, panel, floor,
-        threshold=ssim, scale=scale, resolution=side, storage=opened, seed=seed, device=device,
-        exhaustive=exhaustive, first=first, on_progress=watcher.progress,
+        threshold=terms.threshold, scale=terms.scale, interval=terms.interval, resolution=side,
+        storage=opened, seed=seed, device=device, exhaustive=exhaustive, first=first,
+        on_progress=watcher.progress,
         on_done=lambda cut, a, leaks: watcher.attacked(cut.name, a.attacker, a.score, leaks),
     )  # fmt: skip
     outcome = search.run(workers)
-    verdicts = judge([cut.name for cut in listed], search.plan.panel, outcome.evidence, ssim)
+    verdicts = judge(
+        [cut.name for cut in listed], search.plan.panel, outcome.evidence, terms.threshold
+    )
     pick_index = choose(listed, timing.cuts, [i for i, v in enumerate(verdicts) if v.safe])
     cut = None if pick_index is None else listed[pick_index]
 
@@ -219,7 +229,7 @@ def find(
         )  # fmt: skip
     config = build_config(
         model, graph, listed, timing, images, floor, side, chosen_budget, panel, outcome,
-        verdicts, pick_index, verified, ssim, scale, seed, storage_name, command,
+        verdicts, pick_index, verified, terms, seed, storage_name, command,
     )  # fmt: skip
     return SplitResult(config, cut, listed, verdicts, graph, model)
 

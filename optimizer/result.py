@@ -18,7 +18,8 @@ from ..hashing import hash_json
 from ..models import LoadedModel
 from ..profilers.base import CutLatency, Figure, Profile, Verification
 from .budgets import Budget, evidence_of
-from .rule import TEXT, Verdict
+from .protocols import PUBLISHED_BUDGETS, Protocol
+from .rule import Verdict
 from .search import Outcome
 
 
@@ -75,8 +76,7 @@ def build_config(
     verdicts: list[Verdict],
     chosen: int | None,
     verified: Verification | None,
-    threshold: float,
-    scale: str,
+    protocol: Protocol,
     seed: int,
     storage: str,
     command: str,
@@ -97,7 +97,8 @@ def build_config(
         verdicts: The rule applied to them.
         chosen: Index of the cut to use, or None.
         verified: The chosen cut run for real.
-        threshold, scale, seed: As asked for.
+        protocol: What the run went by.
+        seed: As asked for.
         storage: Name of the study's storage.
         command: The command line.
     """
@@ -107,9 +108,10 @@ def build_config(
     ]
     rows = [_row(*both) for both in zip(cuts, verdicts, attacks, timing.cuts, strict=True)]
     privacy = c.Privacy(
-        threshold=threshold,
-        scale="raw" if scale == "raw" else "corrected",
-        rule=TEXT,
+        protocol="paper" if protocol.name == "paper" else "strict",
+        threshold=protocol.threshold,
+        scale="raw" if protocol.scale == "raw" else "corrected",
+        rule=protocol.rule,
         budget=budget.name,  # type: ignore[arg-type]
         evidence=evidence_of(budget, panel, images.split.total, resolution),
         floor=float(floor.mean()),
@@ -174,7 +176,10 @@ def build_config(
         ),
         seed=seed,
         versions=versions(),
-        warnings=_warnings(model, images, timing, budget, privacy.evidence, rows, chosen, panel),
+        warnings=[
+            *_published(protocol, images, budget, panel),
+            *_warnings(model, images, timing, budget, privacy.evidence, rows, chosen, panel),
+        ],
         command=command,
     )
 
@@ -208,6 +213,27 @@ def graph_hash(graph: LayerGraph) -> str:
     )
 
 
+def _published(
+    protocol: Protocol, images: ImageSet, budget: Budget, panel: dict[str, Attacker]
+) -> list[str]:
+    """What must be said of a run that follows the published protocol."""
+    if protocol.name != "paper":
+        return []
+    found = [
+        "protocol paper is the published one: one attacker, raw SSIM, no floor, no interval; it "
+        "does not certify, --protocol strict says what our panel finds"
+    ]
+    size = PUBLISHED_BUDGETS["full"]
+    wanted, trained = size.split.train, images.split.train
+    epochs = (panel["cgan"].settings()["epochs"], size.settings["cgan"]["epochs"])
+    if trained < wanted or epochs[0] < epochs[1]:
+        found.append(
+            f"reduced: {trained} of {wanted} training images, {epochs[0]} of {epochs[1]} epochs; "
+            "the c-GAN is weaker than the published one"
+        )
+    return found
+
+
 def _warnings(
     model: LoadedModel,
     images: ImageSet,
@@ -219,7 +245,7 @@ def _warnings(
     panel: dict[str, Attacker],
 ) -> list[str]:
     found = [*model.warnings, *images.warnings, *timing.warnings]
-    if evidence == "screening" and budget.evidence == "screening":
+    if evidence == "screening" and budget.name == "quick":
         found.append(
             "budget quick screens and does not certify: attackers train briefly on few images; "
             "confirm the cut with --budget standard or full"

@@ -33,13 +33,17 @@ class Evidence:
     complete: bool
 
     @classmethod
-    def of(cls, attack: Attack, scale: str) -> Evidence:
-        """What a recorded attack is worth to the rule; no score or interval is a failure."""
+    def of(cls, attack: Attack, scale: str, interval: bool = True) -> Evidence:
+        """What a recorded attack is worth to the rule; no score or interval is a failure.
+
+        Without `interval` the mean alone counts, as in the published rule.
+        """
         if attack.score is None or attack.low is None or attack.high is None:
             return cls(None, False)
+        low, high = (attack.low, attack.high) if interval else (attack.score, attack.score)
         result = Score(
             attack.ssim_raw or 0.0, attack.ssim_p95 or 0.0, attack.ssim_max or 0.0,
-            attack.score, attack.low, attack.high, scale,
+            attack.score, low, high, scale,
         )  # fmt: skip
         return cls(result, attack.outcome == "full budget")
 

@@ -64,6 +64,7 @@ class Search:
         floor: SSIM of the blind attacker per test image.
         threshold: Scores at or above it leak.
         scale: ``corrected`` or ``raw``.
+        interval: Whether the interval counts, or the mean alone, as in the published rule.
         resolution: Side at which images are rebuilt, in pixels.
         storage: Where trials are kept.
         seed: For everything random.
@@ -86,6 +87,7 @@ class Search:
         scale: str,
         resolution: int,
         storage: BaseStorage,
+        interval: bool = True,
         seed: int = 0,
         device: str = "cpu",
         exhaustive: bool = False,
@@ -100,6 +102,7 @@ class Search:
         self.floor = floor
         self.threshold = threshold
         self.scale = scale
+        self.interval = interval
         self.storage = storage
         self.seed = seed
         self.device = device
@@ -380,7 +383,7 @@ class Search:
 
     def _record(self, job: Job, attack: Attack) -> None:
         with self._lock:
-            self.outcome.evidence[job] = Evidence.of(attack, self.scale)
+            self.outcome.evidence[job] = Evidence.of(attack, self.scale, self.interval)
             self.outcome.attacks[job] = attack
 
     def _count(self, cut: Cut, attack: Attack, context: Context) -> None:
@@ -389,7 +392,8 @@ class Search:
             self.outcome.image_steps += context.image_steps
             self.outcome.seconds += attack.seconds
         if self.on_done is not None:
-            self.on_done(cut, attack, attack.low is not None and attack.low >= self.threshold)
+            floor = attack.low if self.interval else attack.score
+            self.on_done(cut, attack, floor is not None and floor >= self.threshold)
 
 
 def _note(attacker: Attacker, second: bool) -> str:

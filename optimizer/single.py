@@ -115,10 +115,7 @@ def attack_cuts(
     watcher = watcher or Silent()
     keep_memory()
     device = pick_accelerator(accelerator)
-    if isinstance(budget, Budget):
-        chosen = budget
-    else:
-        chosen = pick(budget or ("standard" if device == "cuda" else "quick"))
+    chosen = pick(budget, device)
     panel = chosen.panel(list(attackers) if attackers else None)
     watcher.stage("loading and tracing the model")
     loaded = load_model(

@@ -99,6 +99,7 @@ def settings(config: SplitConfig) -> list[tuple[str, str]]:
         ("data", f"{p.data} (sha256 {p.data_hash[:16]})"),
         ("images", ", ".join(f"{k} {v}" for k, v in p.images.items())),
         ("skipped files", "; ".join(p.skipped) or "none"),
+        ("protocol", p.protocol),
         ("threshold", f"{p.threshold:g} on the {p.scale} scale"),
         ("rule", p.rule),
         ("evidence", p.evidence),

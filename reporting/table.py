@@ -117,7 +117,8 @@ def _notes(config: SplitConfig) -> Text:
         + (
             "score = (SSIM - floor) / (1 - floor)" if p.scale == "corrected" else "score = raw SSIM"
         ),
-        f"Data: {p.data}. Weights: {config.model.weights}. Evidence: {p.evidence}.",
+        f"Data: {p.data}. Weights: {config.model.weights}. Protocol: {p.protocol}. "
+        f"Evidence: {p.evidence}.",
         f"Times: enclave {first.enclave.basis} on {first.enclave.backend}; hand-off "
         f"{first.handoff.basis} over {first.handoff.backend}; accelerator "
         f"{first.accelerator.basis} on {first.accelerator.backend}.",
