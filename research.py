@@ -49,3 +49,84 @@ def data(
     if preview:
         samples.preview(images).save(out_file, format="PNG")
         err.print(f"samples: {out_file}", highlight=False, markup=False)
+
+
+@app.command()
+def reproduce(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="vgg16, resnet50, efficientnet_b0 or a relative of theirs [all three]"),
+    ] = None,
+    table: Annotated[list[int] | None, typer.Option(help="1, 2 or 3 [all]")] = None,
+    figure: Annotated[list[int] | None, typer.Option(help="3 to 8 [all]")] = None,
+    cut: Annotated[str | None, typer.Option(help="One point: its number or its name")] = None,
+    weights: Annotated[str, typer.Option(help="As for find; a file fits one model")] = "DEFAULT",
+    data: Annotated[
+        Path | None, typer.Option(help="As for find; ton-iot:FOLDER gives figure 8")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="quick is reduced (labelled), standard the published size; default: quick without "
+            "a GPU"
+        ),
+    ] = None,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the files")] = Path(
+        "reproduce"
+    ),
+    enclave: Annotated[str, typer.Option(help="As for find")] = "auto",
+    accelerator: Annotated[str, typer.Option(help="As for find")] = "auto",
+    sgx_model: Annotated[str | None, typer.Option(help="As for find")] = None,
+    storage: Annotated[str | None, typer.Option(help="As for find")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="As for find")] = False,
+    debug: Debug = False,
+) -> None:
+    """Redraw the published tables and figures, with our own panel's verdict beside them."""
+    import shlex
+    import sys
+
+    from .errors import UsageError
+    from .optimizer.published import MODELS
+    from .optimizer.reproduce import reproduce as run
+    from .reporting import reproduced
+
+    for name, given, known in (
+        ("table", table, reproduced.TABLES),
+        ("figure", figure, reproduced.FIGURES),
+    ):
+        if wrong := set(given or []) - set(known):
+            raise UsageError(f"`{name}` got {min(wrong)}; use some of {', '.join(map(str, known))}")
+    names = model or list(MODELS)
+    if weights not in ("DEFAULT", "none") and len(names) > 1:
+        raise UsageError(
+            f"`weights` got {weights!r} for {len(names)} models; name one with --model"
+        )
+    studies = []
+    with Shown() as shown:
+        for name in names:
+            studies.append(
+                run(
+                    name,
+                    weights=weights,
+                    data=data,
+                    cut=cut,
+                    budget=budget,
+                    enclave=enclave,
+                    accelerator=accelerator,
+                    sgx_model=sgx_model,
+                    storage=storage,
+                    seed=seed,
+                    strict=strict,
+                    watcher=shown,
+                )
+            )
+            files = reproduced.write(
+                studies,
+                out_folder,
+                table or reproduced.TABLES if not figure or table else (),
+                figure or reproduced.FIGURES if not table or figure else (),
+                shlex.join(["partopt", *sys.argv[1:]]),
+            )
+    for path in files:
+        err.print(str(path), highlight=False, markup=False)

@@ -14,7 +14,7 @@ from typing import Any
 from ..config import SplitConfig
 from ..errors import BackendError
 
-_INK = "#010203"
+INK = "#010203"
 # Okabe and Ito's palette: told apart by colour-blind readers, legible on light and dark.
 BLUE, ORANGE, GREEN, PINK, YELLOW, RED = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#b8a800", "#d55e00",
@@ -22,7 +22,12 @@ BLUE, ORANGE, GREEN, PINK, YELLOW, RED = (
 SERIES = (BLUE, ORANGE, GREEN, PINK, YELLOW)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches with one bare pair of axes.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -34,15 +39,16 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for spine in axes.spines.values():
-        spine.set_color(_INK)
-    axes.tick_params(colors=_INK, labelsize=9)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
+        spine.set_color(INK)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
     return figure, axes
 
 
-def _legend(axes: Any, **where: Any) -> None:
-    legend = axes.legend(frameon=False, fontsize=9, labelcolor=_INK, **where)
+def legend_of(axes: Any, **where: Any) -> None:
+    """A legend without a frame."""
+    legend = axes.legend(frameon=False, fontsize=9, labelcolor=INK, **where)
     legend.set_in_layout(True)
 
 
@@ -54,7 +60,7 @@ def to_svg(figure: Any, label: str) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "partopt"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Clip paths and markers of several charts on one page must not share names.
     prefix = re.sub(r"[^a-z]", "", label.lower())[:24]
@@ -81,7 +87,7 @@ def _names(config: SplitConfig) -> list[str]:
 def latency(config: SplitConfig) -> Any:
     """Stacked bars of enclave, hand-off and accelerator time by cut, and the full-enclave line."""
     rows = config.cuts
-    figure, axes = _figure(8.2, 1.4 + 0.24 * len(rows))
+    figure, axes = new_figure(8.2, 1.4 + 0.24 * len(rows))
     y = list(range(len(rows)))[::-1]
     left = [0.0] * len(rows)
     parts = (("enclave", BLUE), ("handoff", ORANGE), ("accelerator", GREEN))
@@ -94,14 +100,14 @@ def latency(config: SplitConfig) -> Any:
     bases = sorted({r.latency_ms.total.basis for r in rows})
     axes.set_xlabel(f"milliseconds a run ({', '.join(bases)})")
     axes.margins(y=0.01)
-    _legend(axes, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4)
+    legend_of(axes, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4)
     return figure
 
 
 def leakage(config: SplitConfig) -> Any:
     """Score by cut for each attacker with intervals, floor, threshold and suffix maximum."""
     rows, privacy = config.cuts, config.privacy
-    figure, axes = _figure(8.2, 4.6)
+    figure, axes = new_figure(8.2, 4.6)
     x = list(range(len(rows)))
     for attacker, colour in zip((a.name for a in privacy.attackers), SERIES, strict=False):
         found = [
@@ -121,25 +127,25 @@ def leakage(config: SplitConfig) -> Any:
         )  # fmt: skip
     known = [(i, r.suffix_score) for i, r in enumerate(rows) if r.suffix_score is not None]
     axes.step(
-        [i for i, _ in known], [s for _, s in known], where="mid", color=_INK, lw=1, ls=":",
+        [i for i, _ in known], [s for _, s in known], where="mid", color=INK, lw=1, ls=":",
         label="largest here and later",
     )  # fmt: skip
     axes.axhline(privacy.threshold, color=RED, ls="--", label=f"threshold {privacy.threshold:g}")
     floor = privacy.floor if privacy.scale == "raw" else 0.0
-    axes.axhline(floor, color=_INK, lw=0.8, label="floor (never seeing the features)")
+    axes.axhline(floor, color=INK, lw=0.8, label="floor (never seeing the features)")
     if config.cut is not None:
         chosen = [r.name for r in rows].index(config.cut.name)
         axes.axvline(chosen, color=GREEN, lw=6, alpha=0.25, label="chosen cut")
     axes.set_xticks(x, [r.name for r in rows], rotation=60, ha="right", rotation_mode="anchor")
     axes.set_ylabel("raw SSIM" if privacy.scale == "raw" else "SSIM above the floor (0 to 1)")
     axes.set_ylim(bottom=min(0.0, floor) - 0.02, top=1.0)
-    _legend(axes, loc="upper right")
+    legend_of(axes, loc="upper right")
     return figure
 
 
 def front(config: SplitConfig) -> Any:
     """Latency against leakage, one point a cut, the chosen one marked."""
-    figure, axes = _figure(8.2, 4.2)
+    figure, axes = new_figure(8.2, 4.2)
     colours = {"safe": GREEN, "leaks": RED, "undecided": YELLOW}
     for status in ("safe", "undecided", "leaks"):
         rows = [r for r in config.cuts if r.status == status and r.suffix_score is not None]
@@ -152,20 +158,20 @@ def front(config: SplitConfig) -> Any:
         row = next(r for r in config.cuts if r.name == config.cut.name)
         if row.suffix_score is not None:
             point = (row.latency_ms.total.ms, row.suffix_score)
-            axes.scatter(*point, marker="*", s=220, color=GREEN, edgecolor=_INK, zorder=3)
+            axes.scatter(*point, marker="*", s=220, color=GREEN, edgecolor=INK, zorder=3)
             axes.annotate(
-                row.name, point, xytext=(8, 10), textcoords="offset points", color=_INK, fontsize=9
+                row.name, point, xytext=(8, 10), textcoords="offset points", color=INK, fontsize=9
             )
     axes.axhline(config.privacy.threshold, color=RED, ls="--", label="threshold")
     axes.set_xlabel("total milliseconds a run")
     axes.set_ylabel("score here or later")
-    _legend(axes, loc="upper right")
+    legend_of(axes, loc="upper right")
     return figure
 
 
 def graph(config: SplitConfig) -> Any:
     """The chain of cuts as boxes as wide as their share of the work, the cut drawn in."""
-    figure, axes = _figure(8.2, 2.0)
+    figure, axes = new_figure(8.2, 2.0)
     axes.set_axis_off()
     total = max(1, max(r.head_flops for r in config.cuts))
     head_end = -1
@@ -178,7 +184,7 @@ def graph(config: SplitConfig) -> Any:
         inside = i <= head_end
         axes.barh(
             0, end - before, left=before, height=0.8, color=BLUE if inside else GREEN,
-            alpha=0.9 if inside else 0.55, edgecolor=_INK, lw=0.4,
+            alpha=0.9 if inside else 0.55, edgecolor=INK, lw=0.4,
         )  # fmt: skip
         if i == head_end:
             boundary = end
@@ -187,11 +193,11 @@ def graph(config: SplitConfig) -> Any:
         axes.plot([boundary] * 2, [-0.7, 0.75], color=RED, lw=2.5)
         right = boundary > before / 2
         axes.text(
-            boundary, 0.85, f"cut after {config.cut.name}", color=_INK, fontsize=10,
+            boundary, 0.85, f"cut after {config.cut.name}", color=INK, fontsize=10,
             ha="right" if right else "left",
         )  # fmt: skip
-    axes.text(0, -0.95, "head: enclave", color=_INK, fontsize=9)
-    axes.text(before, -0.95, "tail: accelerator", color=_INK, fontsize=9, ha="right")
+    axes.text(0, -0.95, "head: enclave", color=INK, fontsize=9)
+    axes.text(before, -0.95, "tail: accelerator", color=INK, fontsize=9, ha="right")
     axes.set_ylim(-1.1, 1.2)
     return figure
 

@@ -1,0 +1,267 @@
+"""The published study on one model: the published protocol and ours on the same cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from .. import ton_iot
+from ..config import Attack, CutRow, SplitConfig
+from ..errors import UsageError
+from ..graph import Cut, LayerGraph
+from ..models import load_model
+from ..profilers.backends import pick_accelerator, pick_enclave
+from ..profilers.base import Profile
+from ..profilers.profile import modelled, profile
+from ..profilers.sgx_model import SgxModel
+from .budgets import BUDGETS, pick
+from .find import Silent, Watcher, find
+from .protocols import PUBLISHED_BUDGETS
+from .published import FIGURES, PHOTOS, TELEMETRY, Published, ratio, share
+
+REDUCED_SIZE = 96  # side of the model's input for attacks without a GPU, pixels
+
+
+@dataclass(frozen=True)
+class Point:
+    """One published cut point, as measured here.
+
+    Times are milliseconds for one image at the model's own input size. ``*_key`` name the stored
+    pictures. ``strict_attacker`` reached ``strict_raw`` and ``strict_score``.
+    """
+
+    number: int
+    cut: str
+    layers: int
+    payload_bytes: int
+    enclave_ms: float
+    handoff_ms: float
+    accelerator_ms: float
+    total_ms: float
+    share: float | None
+    ratio: float | None
+    cgan_ssim: float | None
+    cgan_low: float | None
+    cgan_high: float | None
+    cgan_key: str
+    published_safe: bool
+    strict_attacker: str
+    strict_raw: float | None
+    strict_score: float | None
+    strict_low: float | None
+    strict_high: float | None
+    strict_key: str
+    strict_status: str
+    strict_reason: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """One model on one kind of data.
+
+    Attributes:
+        points: In execution order.
+        chosen: Number of the first point that the published rule calls safe, or None.
+        strict_chosen: Number of the first one that the strict panel calls safe, or None.
+        full_ms: The whole model in the enclave.
+        basis: ``measured`` or ``modelled``, and where.
+        input_size, attacked_size: Sides of the model's input, for times and for attacks, pixels.
+        notes: What was reduced or must be known.
+    """
+
+    model: str
+    weights: str
+    random_weights: bool
+    data: str
+    kind: str
+    published: Published | None
+    points: list[Point]
+    chosen: int | None
+    strict_chosen: int | None
+    full_ms: float
+    basis: str
+    threshold: float
+    floor: float
+    resolution: int
+    images: dict[str, int]
+    input_size: int
+    attacked_size: int
+    cgan: str
+    panel: list[str]
+    paper_config: SplitConfig = field(repr=False)
+    strict_config: SplitConfig = field(repr=False)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def contradicted(self) -> list[Point]:
+        """Points that the published rule calls safe and the strict panel proves to leak."""
+        return [p for p in self.points if p.published_safe and p.strict_status == "leaks"]
+
+
+def reproduce(
+    model: str,
+    *,
+    weights: str = "DEFAULT",
+    data: str | Path | None = None,
+    cut: str | None = None,
+    budget: str | None = None,
+    enclave: str = "auto",
+    accelerator: str = "auto",
+    sgx_model: SgxModel | str | None = None,
+    repetitions: int = 5,
+    storage: str | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    watcher: Watcher | None = None,
+) -> Study:
+    """Run both protocols on a model's published points, and time them.
+
+    Attacks are trials of a stored study: the same call goes on where an earlier one stopped.
+
+    Args:
+        model: A VGG, ResNet or EfficientNet, as for `find`.
+        weights, data, storage, seed, strict: As for `find`.
+        cut: One point, by its number from 1 or its name; None takes all.
+        budget: ``quick`` is reduced: fewer images and epochs, smaller inputs for the attacks.
+            ``standard`` and ``full`` attack at the published size.
+        enclave, accelerator, sgx_model, repetitions: For the times, as for `find`.
+        watcher: Is told of progress.
+
+    Raises:
+        UsageError: No published points for this architecture, or no such point.
+    """
+    watcher = watcher or Silent()
+    side, device = pick_enclave(enclave), pick_accelerator(accelerator)
+    effort = pick(budget, device, PUBLISHED_BUDGETS)
+    reduced = effort.name == "quick"
+    panel = replace(BUDGETS[effort.name], split=effort.split) if reduced else BUDGETS[effort.name]
+    watcher.stage(f"timing {model} at its own size")
+    whole = load_model(model, weights="none")
+    graph = whole.trace()
+    every = graph.cuts("paper")
+    wanted = _pick(graph, every, cut)
+    timed = profile(
+        graph, every, enclave=side, accelerator=device, repetitions=repetitions, seed=seed,
+        progress=lambda s: watcher.progress("profile", s),
+    )  # fmt: skip
+    if sgx_model is not None:
+        how = SgxModel.parse(sgx_model) if isinstance(sgx_model, str) else sgx_model
+        timed = modelled(timed, graph, every, how)
+    size = min(REDUCED_SIZE, whole.preprocessing.input_size) if reduced else None
+    names = [c.name for c in wanted]
+    found: dict[str, SplitConfig] = {}
+    for protocol, level in (("paper", effort), ("strict", panel)):
+        found[protocol] = find(
+            model, protocol=protocol, budget=level, cuts=names, weights=weights, data=data,
+            enclave=enclave, accelerator=accelerator, repetitions=2, input_size=size,
+            storage=storage, seed=seed, strict=strict, watcher=watcher,
+        ).config  # fmt: skip
+    own = whole.preprocessing.input_size
+    return _put_together(model, every, wanted, timed, found["paper"], found["strict"], reduced, own)
+
+
+def _pick(graph: LayerGraph, every: Sequence[Cut], cut: str | None) -> list[Cut]:
+    if cut is None:
+        return list(every)
+    if cut.isdigit():
+        number = int(cut)
+        if not 1 <= number <= len(every):
+            raise UsageError(f"`cut` got {cut}; use 1 to {len(every)}, or a point's name")
+        return [every[number - 1]]
+    node = graph.cut(cut).node
+    same = [c for c in every if c.node == node]
+    if not same:
+        names = ", ".join(c.name for c in every)
+        raise UsageError(f"`cut` got {cut!r}, which is no published point; use one of {names}")
+    return same
+
+
+def _point(index: int, cut: Cut, timed: Profile, one: CutRow, two: CutRow) -> Point:
+    latency, full = timed.cuts[index], timed.full_enclave.ms
+    cgan = next((a for a in one.attacks if a.score is not None), None)
+    best = _strongest(two.attacks)
+    return Point(
+        number=index + 1,
+        cut=cut.name,
+        layers=cut.head_layers,
+        payload_bytes=cut.payload_bytes,
+        enclave_ms=latency.enclave.ms,
+        handoff_ms=latency.handoff.ms,
+        accelerator_ms=latency.accelerator.ms,
+        total_ms=latency.total.ms,
+        share=share(full, latency.total.ms),
+        ratio=ratio(full, latency.total.ms),
+        cgan_ssim=cgan.ssim_raw if cgan else None,
+        cgan_low=cgan.low if cgan else None,
+        cgan_high=cgan.high if cgan else None,
+        cgan_key=cgan.key if cgan else "",
+        published_safe=one.safe,
+        strict_attacker=best.attacker if best else "",
+        strict_raw=best.ssim_raw if best else None,
+        strict_score=best.score if best else None,
+        strict_low=best.low if best else None,
+        strict_high=best.high if best else None,
+        strict_key=best.key if best else "",
+        strict_status=two.status,
+        strict_reason=two.reason,
+    )
+
+
+def _strongest(attacks: Sequence[Attack]) -> Attack | None:
+    scored = [a for a in attacks if a.score is not None]
+    return max(scored, key=lambda a: a.score or 0.0, default=None)
+
+
+def _put_together(
+    model: str,
+    every: Sequence[Cut],
+    wanted: Sequence[Cut],
+    timed: Profile,
+    paper: SplitConfig,
+    ours: SplitConfig,
+    reduced: bool,
+    own_size: int,
+) -> Study:
+    kind = TELEMETRY if paper.privacy.data.startswith(ton_iot.PREFIX.rstrip(":")) else PHOTOS
+    numbers = {c.name: i for i, c in enumerate(every)}
+    full = timed.full_enclave.ms
+    points = []
+    for cut, one, two in zip(wanted, paper.cuts, ours.cuts, strict=True):
+        points.append(_point(numbers[cut.name], cut, timed, one, two))
+    p = paper.privacy
+    total = timed.cuts[0].total
+    notes = list(dict.fromkeys([*timed.warnings, *paper.warnings, *ours.warnings]))
+    if len(wanted) < len(every):
+        notes.insert(0, f"{len(wanted)} of {len(every)} points: later ones were not attacked")
+    attacked = paper.model.preprocessing.input_size
+    if reduced:
+        notes.insert(
+            0,
+            f"REDUCED: attacks on inputs of {attacked} pixels, {p.images['train']} training "
+            "images; nothing here says what the published size would give",
+        )
+    return Study(
+        model=model,
+        weights=paper.model.weights,
+        random_weights=paper.model.random_weights,
+        data=p.data,
+        kind=kind,
+        published=FIGURES.get((model, kind)),
+        points=points,
+        chosen=next((x.number for x in points if x.published_safe), None),
+        strict_chosen=next((x.number for x in points if x.strict_status == "safe"), None),
+        full_ms=full,
+        basis=f"{total.basis} on {total.backend}",
+        threshold=p.threshold,
+        floor=p.floor,
+        resolution=p.resolution,
+        images=p.images,
+        input_size=own_size,
+        attacked_size=attacked,
+        cgan=p.attackers[0].settings,
+        panel=[a.settings for a in ours.privacy.attackers],
+        paper_config=paper,
+        strict_config=ours,
+        notes=notes,
+    )
