@@ -126,6 +126,9 @@ def find(
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images a run in the profile [1]")] = None,
     repetitions: Annotated[int, typer.Option(help="Timed runs; medians are reported")] = 20,
+    tune: Annotated[
+        int, typer.Option(help="Settings tried for each attacker at the cut and the one before")
+    ] = 0,
     storage: Annotated[
         str | None,
         typer.Option(help="A .journal file or a database URL; default: the cache folder"),
@@ -182,6 +185,7 @@ def find(
             depth=depth,
             sgx_model=sgx_model,
             repetitions=repetitions,
+            tune=tune,
             storage=storage,
             workers=workers,
             strict=strict,

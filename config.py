@@ -178,7 +178,8 @@ class Privacy(_Strict):
     """The question that was asked of every cut, and the chosen cut's answer.
 
     ``evidence`` is at most what ``budget`` stands for: less with fewer images, a reduced panel or
-    a lower resolution than the budget's.
+    a lower resolution than the budget's. ``tuned`` is how many settings of each attacker were tried
+    at the cut and at the one before it.
     """
 
     protocol: Literal["strict", "paper"] = "strict"
@@ -196,6 +197,7 @@ class Privacy(_Strict):
     images: dict[str, int]
     skipped: list[str]
     attackers: list[Panel]
+    tuned: int = 0
     score: float | None = None
     low: float | None = None
     high: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -14,7 +14,19 @@ import torch
 from ..errors import AttackError
 from .rows import Rows
 
+RISING = "validation SSIM was still rising when the budget ended"
 Reconstruct = Callable[[np.ndarray], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Settings from `low` to `high`, on a logarithmic scale."""
+
+    low: float
+    high: float
+
+
+Tunable = Mapping[str, "Range | tuple[Any, ...]"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,7 @@ class Attacker(ABC):
     needs_features: ClassVar[bool] = True
     rank: ClassVar[int] = 0  # cheap attackers run first
     white_box: ClassVar[bool] = False  # wants `Context.head`
+    tunable: ClassVar[Tunable] = {}  # settings that `--tune` looks for, and where
     identity_ssim: ClassVar[float] = 0.95  # what `partopt.testing` asks on an identity head
 
     @abstractmethod
@@ -148,7 +161,7 @@ def fit_member(
 def remark(attacker: Attacker) -> str:
     """What a result must say of a trained attacker, or nothing."""
     if getattr(attacker, "still_rising", False):
-        return "validation SSIM was still rising when the budget ended"
+        return RISING
     return ""
 
 

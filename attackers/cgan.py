@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..errors import AttackError
 from ..hashing import derive_seed
-from .base import Attacker, Context, as_features, as_images, checked
+from .base import Attacker, Context, Range, Tunable, as_features, as_images, checked
 from .batching import batches, portions
 from .decoder import canonical_order
 from .rows import Rows, as_rows
@@ -43,6 +43,12 @@ class CGan(Attacker):
 
     name: ClassVar[str] = "cgan"
     rank: ClassVar[int] = 3
+    tunable: ClassVar[Tunable] = {
+        "lr": Range(5e-5, 2e-3),
+        "l1_weight": (0.0, 10.0, 100.0),
+        "width": (32, 64, 128),
+        "batch": (4, 8, 16),
+    }
     # A plain adversarial loss need not copy an image even when it sees it; see partopt.testing.
     identity_ssim: ClassVar[float] = 0.5
 

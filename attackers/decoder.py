@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..errors import AttackError, UsageError
 from ..hashing import derive_seed
-from .base import Attacker, Context, as_features, as_images, checked
+from .base import Attacker, Context, Range, Tunable, as_features, as_images, checked
 from .batching import batches, portions
 from .fast_ssim import fast_ssim
 from .inversion import feature_distance, resized
@@ -59,6 +59,13 @@ class Decoder(Attacker):
     name: ClassVar[str] = "decoder"
     augments: ClassVar[bool] = True
     rank: ClassVar[int] = 2
+    tunable: ClassVar[Tunable] = {
+        "lr": Range(3e-4, 1e-2),
+        "l1": Range(0.05, 3.0),
+        "width": (48, 64, 96, 128),
+        "blocks": (1, 2, 3),
+        "batch": (4, 8, 16),
+    }
 
     epochs: int = 30
     width: int = 96

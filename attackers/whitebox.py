@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import AttackError
-from .base import Attacker, Context, as_features
+from .base import Attacker, Context, Range, Tunable, as_features
 from .inversion import DISTANCES, Head, Objective, invert
 from .rows import Rows
 from .scoring import ssim_of
@@ -29,6 +29,7 @@ class WhiteBox(Attacker):
     """
 
     white_box: ClassVar[bool] = True
+    tunable: ClassVar[Tunable] = {"lr": Range(5e-3, 0.3)}
 
     steps: int = 300
     lr: float = 0.03

@@ -295,6 +295,7 @@ def _attacked_again(
         storage=storage,
         workers=workers,
         seed=config.seed,
+        tune=config.privacy.tuned,
         first=(config.cut.name, strongest),
         expected_data=None if new_data or effort.name != stored else config.privacy.data_hash,
         watcher=watcher,

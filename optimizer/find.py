@@ -25,6 +25,7 @@ from .result import build_config
 from .rule import Verdict, judge
 from .search import Search
 from .storage import open_storage
+from .tune import tune as tune_boundary
 
 
 class Watcher(Protocol):
@@ -109,6 +110,7 @@ def find(
     input_size: int | None = None,
     feature_cache_gib: float = 8.0,
     exhaustive: bool = False,
+    tune: int = 0,
     first: tuple[str, str] | None = None,
     expected_data: str | None = None,
     command: str = "",
@@ -141,6 +143,7 @@ def find(
         mean, std, input_size: In place of the model's own preprocessing.
         feature_cache_gib: Disk for feature maps, GiB.
         exhaustive: Every attacker on every cut, for comparison with the search.
+        tune: Settings tried for each attacker at the cut returned and at the one before; 0: none.
         first: A cut and an attacker to begin with; a leak proven there ends the search.
         expected_data: Hash that the images must have; None takes any.
         command: The command line, for the result.
@@ -156,6 +159,8 @@ def find(
         raise UsageError(f"`ssim` got {ssim}; use a threshold above 0 and at most 1")
     if terms.scale not in ("corrected", "raw"):
         raise UsageError(f"`scale` got {scale!r}; use 'corrected' or 'raw'")
+    if tune < 0:
+        raise UsageError(f"`tune` got {tune}; use a number of settings to try, or 0")
     if workers < 1:
         raise UsageError(f"`workers` got {workers}; use 1 or more")
     if isinstance(sgx_model, str):
@@ -213,7 +218,11 @@ def find(
         on_progress=watcher.progress,
         on_done=lambda cut, a, leaks: watcher.attacked(cut.name, a.attacker, a.score, leaks),
     )  # fmt: skip
+    search.on_tuned = lambda cut, name, score: watcher.attacked(
+        cut.name, name, score.value, score.low >= terms.threshold
+    )
     outcome = search.run(workers)
+    remarks = tune_boundary(search, tune, watcher.stage) if tune else []
     verdicts = judge(
         [cut.name for cut in listed], search.plan.panel, outcome.evidence, terms.threshold
     )
@@ -231,6 +240,8 @@ def find(
         model, graph, listed, timing, images, floor, side, chosen_budget, panel, outcome,
         verdicts, pick_index, verified, terms, seed, storage_name, command,
     )  # fmt: skip
+    config.privacy.tuned = tune
+    config.warnings += remarks
     return SplitResult(config, cut, listed, verdicts, graph, model)
 
 

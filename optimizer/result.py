@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .. import config as c
-from ..attackers.base import Attacker
+from ..attackers.base import RISING, Attacker
 from ..attackers.scoring import PROTOCOL
 from ..datasets import ImageSet
 from ..graph import Cut, LayerGraph
@@ -260,7 +260,10 @@ def _warnings(
         found.append(f"the panel was reduced: {left} did not run")
     if chosen is not None:
         rising = [
-            f"{a.attacker} at {row.name}" for row in rows[chosen:] for a in row.attacks if a.note
+            f"{a.attacker} at {row.name}"
+            for row in rows[chosen:]
+            for a in row.attacks
+            if RISING in a.note
         ]
         if rising:
             found.append(

@@ -119,6 +119,7 @@ class Search:
             self._could_win,
             first=(self.names.index(first[0]), first[1]) if first else None,
         )
+        self.on_tuned: Callable[[Cut, str, Score], None] | None = None
         self.outcome = Outcome()
         self._safer: dict[Job, Attacker] = {}
         self._lock = threading.RLock()
@@ -202,10 +203,10 @@ class Search:
         for key, trial in finished(self.storage, keys).items():
             job = keys[key]
             attrs = trial.user_attrs
-            result = self._score(job, np.asarray(attrs["ssim_per_image"], float))
+            result = self.score_of(job, np.asarray(attrs["ssim_per_image"], float))
             if not attrs["complete"] and result.low < self.threshold:
                 continue  # it stopped at a proof for a lower threshold: run it in full
-            self._record(job, _attack_from(trial, self.panel[job[1]], result))
+            self.record(job, _attack_from(trial, self.panel[job[1]], result))
             self.outcome.reused += 1
 
     def _decide(self, running: set[Job]) -> Job | None:
@@ -258,7 +259,7 @@ class Search:
         start = time.monotonic()
         context = Context(seed=derive_seed(self.seed, job[1], cut.name), device=self.device)
         try:
-            per_image = self._attack(job, cut, attacker, context)
+            per_image = self.attack(job, cut, attacker, context)
         except (PartoptError, RuntimeError, MemoryError, ValueError) as error:
             note = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             trial.set_user_attr("note", note)
@@ -269,7 +270,7 @@ class Search:
                 attacker=job[1], settings=repr(attacker), outcome="failed", note=note,
                 image_steps=context.image_steps, seconds=time.monotonic() - start,
             )  # fmt: skip
-            self._record(job, failed)
+            self.record(job, failed)
             self._count(cut, failed, context)
             return
         except BaseException:
@@ -278,7 +279,7 @@ class Search:
             raise
         seconds = time.monotonic() - start
         per_image = per_image.round(6)  # what is stored is what is judged
-        result = self._score(job, per_image)
+        result = self.score_of(job, per_image)
         key = self.key(cut, self.panel[job[1]])
         attributes = {
             "key": key,
@@ -296,10 +297,10 @@ class Search:
         }
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
-        self._keep_pictures(trial, job, attacker, key)
+        self.keep_pictures(trial, job, attacker, key)
         stored = study._storage.get_trial(trial._trial_id)
         attack = _attack_from(stored, self.panel[job[1]], result)
-        self._record(job, attack)
+        self.record(job, attack)
         with self._lock:
             verdict = judge(self.names, self.plan.panel, self.outcome.evidence, self.threshold)[
                 job[0]
@@ -320,8 +321,13 @@ class Search:
             torch.cuda.empty_cache()
         return True
 
-    def _attack(self, job: Job, cut: Cut, attacker: Attacker, context: Context) -> np.ndarray:
-        """Fit, then score on the test images; SSIM per image."""
+    def attack(
+        self, job: Job, cut: Cut, attacker: Attacker, context: Context, *, to_the_end: bool = False
+    ) -> np.ndarray:
+        """Fit, then score on the test images; SSIM per image, shape (N,).
+
+        Training stops at proof of a leak, unless it is to go on `to_the_end`.
+        """
         what = f"{job[1]} on {cut.name}"
         pairs = pairs_of(self.store, cut, attacker, self.pictures, self._likely_next(job[0]))
 
@@ -330,9 +336,9 @@ class Search:
             hint = validation
             if self.scale == "corrected":
                 hint = float(corrected(validation, self.floor.mean()))
-            if self.exhaustive or hint < self.threshold:
+            if self.exhaustive or to_the_end or hint < self.threshold:
                 return False
-            found = self._score(job, ssim_of(reconstruct, pairs.test, pairs.originals))
+            found = self.score_of(job, ssim_of(reconstruct, pairs.test, pairs.originals))
             return found.low >= self.threshold
 
         def progress(share: float) -> None:
@@ -351,7 +357,7 @@ class Search:
         )
         return ssim_of(attacker.reconstruct, pairs.test, pairs.originals)
 
-    def _keep_pictures(self, trial: Trial, job: Job, attacker: Attacker, key: str) -> None:
+    def keep_pictures(self, trial: Trial, job: Job, attacker: Attacker, key: str) -> None:
         """Reconstructions beside originals, for reports and as an artifact of the trial."""
         start, _ = self.store.images.bounds("test")
         few = range(min(pictures.SHOWN, self.store.images.split.test))
@@ -377,11 +383,13 @@ class Search:
             if self.exhaustive or verdicts[i].suffix_low < self.threshold
         ]
 
-    def _score(self, job: Job, per_image: np.ndarray) -> Score:
+    def score_of(self, job: Job, per_image: np.ndarray) -> Score:
+        """The score of SSIM per test image, on the run's scale."""
         seed = derive_seed(self.seed, "bootstrap")
         return score(per_image, self.floor, scale=self.scale, seed=seed)
 
-    def _record(self, job: Job, attack: Attack) -> None:
+    def record(self, job: Job, attack: Attack) -> None:
+        """Take an attack up as the evidence of its job."""
         with self._lock:
             self.outcome.evidence[job] = Evidence.of(attack, self.scale, self.interval)
             self.outcome.attacks[job] = attack

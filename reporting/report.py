@@ -100,6 +100,7 @@ def settings(config: SplitConfig) -> list[tuple[str, str]]:
         ("images", ", ".join(f"{k} {v}" for k, v in p.images.items())),
         ("skipped files", "; ".join(p.skipped) or "none"),
         ("protocol", p.protocol),
+        ("tuning", f"{p.tuned} settings of each attacker at the cut and the one before it"),
         ("threshold", f"{p.threshold:g} on the {p.scale} scale"),
         ("rule", p.rule),
         ("evidence", p.evidence),
