@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import commands, research
-from .console import AsJson, Debug, Shown, err, out, show
+from .console import AsJson, Debug, Shown, err, numbers, out, show
 
 if TYPE_CHECKING:
     from .optimizer.find import SplitResult
@@ -46,19 +46,6 @@ Settings = Annotated[
     Path | None,
     typer.Option("--config", help="partopt.toml, or pyproject.toml with [tool.partopt]"),
 ]
-
-
-def _numbers(name: str, text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    from .errors import UsageError
-
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(
-            f"`{name}` got {text!r}; use one number or three, like 0.5,0.5,0.5"
-        ) from None
 
 
 def _kind_of_cuts(text: str) -> str | list[str]:
@@ -171,8 +158,8 @@ def find(
         "threads": threads,
         "batch": batch,
         "seed": seed,
-        "mean": _numbers("mean", mean),
-        "std": _numbers("std", std),
+        "mean": numbers("mean", mean),
+        "std": numbers("std", std),
         "input_size": input_size,
     }
     with Shown() as shown:
@@ -293,8 +280,8 @@ def attack(
             seed=seed,
             strict=strict,
             trust_model=trust_model,
-            mean=_numbers("mean", mean),
-            std=_numbers("std", std),
+            mean=numbers("mean", mean),
+            std=numbers("std", std),
             input_size=input_size,
             watcher=shown,
         )

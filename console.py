@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console, RenderableType
@@ -17,6 +18,7 @@ from rich.progress import (
 
 out, err = Console(), Console(stderr=True)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
+T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout")]
 
 
@@ -76,3 +78,24 @@ class Shown:
             self.bar.console.print(
                 f"  {cut:<32} {attacker:<8} {word}", style="dim", highlight=False
             )
+
+
+def numbers(name: str, text: str | None) -> list[float] | None:
+    """Numbers separated by commas, as the option `name` got them."""
+    return _parsed(name, text, float, "one number or three, like 0.5,0.5,0.5")
+
+
+def integers(name: str, text: str | None) -> list[int] | None:
+    """Whole numbers separated by commas, as the option `name` got them."""
+    return _parsed(name, text, int, "whole numbers, like 100,200,400")
+
+
+def _parsed(name: str, text: str | None, kind: Callable[[str], T], wanted: str) -> list[T] | None:
+    if text is None:
+        return None
+    from .errors import UsageError
+
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"`{name}` got {text!r}; use {wanted}") from None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import Debug, Shown, err, show
+from .console import AsJson, Debug, Shown, err, integers, numbers, show
 
 app = typer.Typer()
 
@@ -130,3 +130,65 @@ def reproduce(
             )
     for path in files:
         err.print(str(path), highlight=False, markup=False)
+
+
+@app.command()
+def strength(
+    model: Annotated[str, typer.Option(help="As for find")],
+    cut: Annotated[str, typer.Option(help="Name of a cut, as partopt cuts lists them")],
+    images: Annotated[
+        str | None, typer.Option(help="Numbers of training images [100 and its doublings, all]")
+    ] = None,
+    epochs: Annotated[
+        str | None, typer.Option(help="Numbers of epochs [a third of the budget's, and all]")
+    ] = None,
+    attackers: Annotated[str | None, typer.Option(help="As for find")] = None,
+    ssim: Annotated[float, typer.Option(help="Threshold that a rise is held against")] = 0.2,
+    weights: Annotated[str, typer.Option(help="As for find")] = "DEFAULT",
+    data: Annotated[Path | None, typer.Option(help="As for find")] = None,
+    budget: Annotated[str | None, typer.Option(help="quick, standard or full")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Side in pixels")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cuda or cpu")] = "auto",
+    chart: Annotated[Path | None, typer.Option(help="SVG or PNG to draw")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="As for find")] = False,
+    mean: Annotated[str | None, typer.Option(help="As for find")] = None,
+    std: Annotated[str | None, typer.Option(help="As for find")] = None,
+    input_size: Annotated[int | None, typer.Option(help="As for find")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Score of an attack by its data and its epochs: would more of them break the cut?"""
+    import json
+    import sys
+
+    from .optimizer.strength import strength as run
+    from .reporting import strengths
+
+    with Shown() as shown:
+        found = run(
+            model,
+            cut,
+            images=integers("images", images),
+            epochs=integers("epochs", epochs),
+            attackers=attackers.split(",") if attackers else None,
+            ssim=ssim,
+            weights=weights,
+            data=data,
+            budget=budget,
+            resolution=resolution,
+            accelerator=accelerator,
+            seed=seed,
+            strict=strict,
+            mean=numbers("mean", mean),
+            std=numbers("std", std),
+            input_size=input_size,
+            watcher=shown,
+        )
+    if chart is not None:
+        strengths.chart(found, chart)
+        err.print(f"chart: {chart}", highlight=False, markup=False)
+    if as_json:
+        sys.stdout.write(json.dumps(strengths.as_dict(found), indent=2) + "\n")
+    else:
+        show(strengths.table(found))

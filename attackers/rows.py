@@ -42,6 +42,20 @@ class Rows:
             out = np.empty((0, *self.shape[1:]), np.float16)
         return out
 
+    def first(self, count: int) -> Rows:
+        """The first `count` of these rows."""
+        pieces: list[np.ndarray | tuple[Path, tuple[int, ...], str]] = []
+        for piece, start in zip(self._pieces, self._starts[:-1], strict=True):
+            left = count - int(start)
+            if left <= 0:
+                break
+            if isinstance(piece, np.ndarray):
+                pieces.append(piece[:left])
+            else:
+                path, shape, kind = piece
+                pieces.append((path, (min(left, shape[0]), *shape[1:]), kind))
+        return Rows(pieces)
+
     def joined(self, other: Rows) -> Rows:
         """These rows followed by those of `other`."""
         return Rows([*self._pieces, *other._pieces])

@@ -31,14 +31,19 @@ def pairs_of(
     attacker: Attacker,
     pictures: np.ndarray,
     also: Sequence[Cut] = (),
+    most: int | None = None,
 ) -> Pairs:
-    """Read or make the features of `cut` (and, in the same pass, of the cuts in `also`)."""
+    """Read or make the features of `cut` (and, in the same pass, of the cuts in `also`).
+
+    With `most` an attacker gets only so many of the training images, the first ones.
+    """
     images = store.images
     part = {p: pictures[slice(*images.bounds(p))] for p in ("train", "validation", "test")}
-    train, targets = store.rows(cut, "train", also), Rows([part["train"]])
+    few = part["train"][:most]
+    train, targets = store.rows(cut, "train", also).first(len(few)), Rows([few])
     if attacker.augments:
-        train = train.joined(store.rows(cut, MIRRORED, also))
-        targets = targets.joined(Rows([part["train"][..., ::-1]]))
+        train = train.joined(store.rows(cut, MIRRORED, also).first(len(few)))
+        targets = targets.joined(Rows([few[..., ::-1]]))
     return Pairs(
         train,
         targets,

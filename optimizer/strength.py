@@ -1,0 +1,183 @@
+"""What an attack reaches by its data and its epochs: would more of them break the cut?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from ..attackers.base import Attacker, Context
+from ..attackers.features import FeatureStore
+from ..attackers.scoring import Score, score, ssim_of
+from ..cache import cache_dir
+from ..datasets import at_resolution, load_images
+from ..errors import UsageError
+from ..hashing import derive_seed
+from ..models import load_model
+from ..profilers.backends import pick_accelerator
+from ..profilers.memory import keep_memory
+from .budgets import pick
+from .find import Silent, Watcher, resolution_of
+from .floor import floor_of
+from .pairs import arm, pairs_of
+
+RISE = 0.01  # growth of the score over the last step that counts as still rising
+FEWEST = 16
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attacker with so much data and so many epochs; None: it trains without epochs."""
+
+    attacker: str
+    images: int
+    epochs: int | None
+    score: Score
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Strength:
+    """All of them, and what is still rising."""
+
+    model: str
+    weights: str
+    cut: str
+    data: str
+    resolution: int
+    floor: float
+    threshold: float
+    cells: list[Cell]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def rising(self) -> list[str]:
+        """Where the last step, in data or in epochs, still raised the score by more than `RISE`."""
+        found = []
+        for attacker in dict.fromkeys(c.attacker for c in self.cells):
+            mine = [c for c in self.cells if c.attacker == attacker]
+            most, longest = max(c.images for c in mine), max(c.epochs or 0 for c in mine)
+            by_data = [c for c in mine if (c.epochs or 0) == longest]
+            by_time = [c for c in mine if c.images == most]
+            for what, line, size in (
+                ("images", by_data, [c.images for c in by_data]),
+                ("epochs", by_time, [c.epochs or 0 for c in by_time]),
+            ):
+                if len(line) > 1 and line[-1].score.value - line[-2].score.value > RISE:
+                    a, b = line[-2].score.value, line[-1].score.value
+                    leak = " and would leak" if b < self.threshold <= 2 * b - a else ""
+                    found.append(
+                        f"{attacker} is still rising with {what}: {a:.2f} at {size[-2]}, {b:.2f} "
+                        f"at {size[-1]}; as much again would be {2 * b - a:.2f}{leak}"
+                    )
+        return found
+
+
+def strength(
+    model: str,
+    cut: str,
+    *,
+    images: Sequence[int] | None = None,
+    epochs: Sequence[int] | None = None,
+    attackers: Sequence[str] | None = None,
+    ssim: float = 0.2,
+    weights: str = "DEFAULT",
+    data: str | Path | None = None,
+    budget: str | None = None,
+    resolution: int | None = None,
+    accelerator: str = "auto",
+    seed: int = 0,
+    strict: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
+    watcher: Watcher | None = None,
+) -> Strength:
+    """Attack one cut with growing numbers of training images and of epochs.
+
+    Test images and validation images stay the same. Arguments besides these as in `find`.
+
+    Args:
+        model, cut: Which one.
+        images: Numbers of training images; None is 100 and its doublings up to all there are.
+        epochs: For attackers that train in epochs; None is a third of the budget's, and all.
+        ssim: The threshold that a rise is held against.
+
+    Raises:
+        UsageError: A number that is too small or more than there are.
+    """
+    watcher = watcher or Silent()
+    if epochs is not None and min(epochs, default=0) < 1:
+        raise UsageError(f"`epochs` got {list(epochs)}; use 1 or more")
+    keep_memory()
+    device = pick_accelerator(accelerator)
+    chosen = pick(budget, device)
+    panel = chosen.panel(list(attackers) if attackers else None)
+    watcher.stage("loading and tracing the model")
+    loaded = load_model(
+        model, weights=weights, strict=strict, mean=mean, std=std, input_size=input_size, seed=seed
+    )
+    graph = loaded.trace()
+    target = graph.cut(cut)
+    watcher.stage("reading the images" if data else "generating images")
+    found = load_images(
+        data, loaded.preprocessing, chosen.split, seed=seed, minimum=chosen.minimum_images
+    )
+    sizes = _sizes(images, found.split.train)
+    side = resolution_of(resolution, chosen, loaded)
+    floor = floor_of(found, side, seed)
+    store = FeatureStore(
+        cache_dir("features"), graph, loaded.preprocessing, found, loaded.weights_hash,
+        device=device,
+    )  # fmt: skip
+    pictures = at_resolution(found.images, side)
+    cells = []
+    for name, attacker in panel.items():
+        for tried in _lengths(attacker, epochs):
+            for size in sizes:
+                long = tried.settings().get("epochs")
+                what = f"{name}, {size} images" + (f", {long} epochs" if long else "")
+                watcher.stage(what, 1)
+                context = Context(
+                    derive_seed(seed, name, target.name), device,
+                    progress=partial(watcher.progress, what),
+                )  # fmt: skip
+                start = time.monotonic()
+                pairs = pairs_of(store, target, tried, pictures, most=size)
+                arm(context, store, target, tried)
+                tried.fit(
+                    pairs.train, pairs.targets,
+                    validation=(pairs.held_out, pairs.held_out_pictures), context=context,
+                )  # fmt: skip
+                per_image = ssim_of(tried.reconstruct, pairs.test, pairs.originals)
+                result = score(per_image, floor, seed=derive_seed(seed, "bootstrap"))
+                cells.append(Cell(name, size, long, result, time.monotonic() - start))
+                watcher.attacked(target.name, what, result.value, result.low >= ssim)
+    return Strength(
+        loaded.spec, loaded.weights, target.name, found.source, side, float(floor.mean()), ssim,
+        cells, [*loaded.warnings, *found.warnings],
+    )  # fmt: skip
+
+
+def _sizes(wanted: Sequence[int] | None, all_of_them: int) -> list[int]:
+    if wanted is None:
+        sizes = [100 * 2**i for i in range(20) if 100 * 2**i < all_of_them]
+        return [*sizes, all_of_them]
+    sizes = sorted(set(wanted))
+    if not sizes or sizes[0] < FEWEST or sizes[-1] > all_of_them:
+        raise UsageError(
+            f"`images` got {list(wanted)}; use {FEWEST} to {all_of_them}, the training images "
+            "there are"
+        )
+    return sizes
+
+
+def _lengths(attacker: Attacker, epochs: Sequence[int] | None) -> list[Attacker]:
+    """The attacker with each number of epochs, or as it is."""
+    own = attacker.settings().get("epochs")
+    if own is None:
+        return [attacker]
+    wanted = sorted({max(1, own // 3), own} if epochs is None else set(epochs))
+    return [replace(attacker, epochs=n) for n in wanted]  # type: ignore[type-var]
