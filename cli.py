@@ -446,7 +446,7 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         return _failed(error, debug="--debug" in arguments)
     if code == INTERRUPTED:
-        resumed = arguments[:1] in (["find"], ["check"])
+        resumed = arguments[:1] in (["find"], ["check"], ["reproduce"])
         what = "; the same command goes on from the attacks that were finished" if resumed else ""
         _say(f"interrupted{what}")
     return code if isinstance(code, int) else 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .. import ton_iot
 from ..config import Attack, CutRow, SplitConfig
+from ..datasets import GENERATED
 from ..errors import UsageError
 from ..graph import Cut, LayerGraph
 from ..models import load_model
@@ -61,6 +62,7 @@ class Study:
     """One model on one kind of data.
 
     Attributes:
+        kind: The paper's data that stands beside it, ``ImageNet`` or ``TON_IoT``.
         points: In execution order.
         chosen: Number of the first point that the published rule calls safe, or None.
         strict_chosen: Number of the first one that the strict panel calls safe, or None.
@@ -92,6 +94,13 @@ class Study:
     paper_config: SplitConfig = field(repr=False)
     strict_config: SplitConfig = field(repr=False)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def shown_data(self) -> str:
+        """What the attacks ran on, in a word or two; the paper's data is `kind`."""
+        if self.kind == TELEMETRY:
+            return TELEMETRY
+        return "generated images" if self.data.startswith(GENERATED) else "photos"
 
     @property
     def contradicted(self) -> list[Point]:

@@ -100,7 +100,7 @@ def markdown(
 def _about(study: Study) -> str:
     title = TITLES.get(study.model, study.model)
     lines = [
-        f"## {title} on {study.kind}",
+        f"## {title} on {study.shown_data}",
         "",
         f"- weights: {study.weights}" + (" **RANDOM WEIGHTS**" if study.random_weights else ""),
         f"- data: {study.data}; {study.images['train']} training, {study.images['test']} test "
@@ -170,7 +170,9 @@ def _summary_table(studies: Sequence[Study]) -> str:
         own = next((x for x in s.points if x.number == s.strict_chosen), None)
         strict = f"{own.number} (`{own.cut}`)" if own else "none"
         title = TITLES.get(s.model, s.model)
-        lines.append(f"| {title} | {s.kind} | {paper} | {ours} | {strict} |")
+        lines.append(
+            f"| {title} | {s.shown_data} (paper: {s.kind}) | {paper} | {ours} | {strict} |"
+        )
     return "\n".join(lines)
 
 

@@ -1,0 +1,122 @@
+"""Peak memory of attacks on large feature maps, each in a process of its own.
+
+    python benchmarks/memory.py [--model vgg16] [--cuts features.1 ...] [--attackers linear ...]
+        [--images 1000] [--seconds 60] [--limit 6]
+
+The standard budget's attackers at the model's own resolution. The feature pass and the closed form
+run in full; training goes on for --seconds, by when every kind of step has been made, and the last
+batches are rebuilt by what there is then. Exit code 1 where a peak is above --limit GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from partopt.attackers.base import Context
+from partopt.attackers.features import FeatureStore
+from partopt.attackers.panel import make
+from partopt.cache import cache_dir
+from partopt.datasets import Split, load_images
+from partopt.models import load_model
+from partopt.optimizer.pairs import arm, pairs_of
+from partopt.profilers.memory import keep_memory
+
+GIB = 2**30
+# The largest maps, one of each later resolution, and the last.
+CUTS = ("features.1", "features.6", "features.15", "features.29")
+
+
+class TimeUp(Exception):
+    """Training has gone on for long enough."""
+
+
+def peak() -> float:
+    """Largest resident set of this process so far, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def stop(*_: object) -> None:
+    raise TimeUp
+
+
+def one(args: argparse.Namespace, cut: str, name: str) -> None:
+    keep_memory()
+    model = load_model(args.model, weights="none")
+    graph = model.trace()
+    target = graph.cut(cut)
+    images = load_images(args.data, model.preprocessing, Split(args.images, 16, 16))
+    store = FeatureStore(
+        cache_dir("features"), graph, model.preprocessing, images, model.weights_hash
+    )
+    attacker = make(name)
+    start = time.monotonic()
+    pairs = pairs_of(store, target, attacker, images.images)
+    context = Context()
+    arm(context, store, target, attacker)
+    made, features = time.monotonic() - start, peak()
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, args.seconds)
+    whole = False
+    try:
+        attacker.fit(
+            pairs.train, pairs.targets, validation=(pairs.held_out, pairs.held_out_pictures),
+            context=context,
+        )  # fmt: skip
+        whole = True
+        attacker.reconstruct(pairs.test.take(range(16)))
+    except TimeUp:
+        pass
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    result = {
+        "cut": cut, "shape": list(pairs.train.shape[1:]), "attacker": name, "features_s": made,
+        "features_gib": features, "image_steps": context.image_steps, "whole": whole, "gib": peak(),
+    }  # fmt: skip
+    print(json.dumps(result))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="vgg16")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--cuts", nargs="*", default=list(CUTS))
+    parser.add_argument("--attackers", nargs="*", default=["linear", "decoder", "cgan", "rmle"])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--limit", type=float, default=6.0)
+    parser.add_argument("--one", nargs=2, metavar=("CUT", "ATTACKER"))
+    args = parser.parse_args()
+    if args.one:
+        one(args, *args.one)
+        return 0
+    print(
+        "| cut | map | attacker | after the feature pass | peak | trained on |\n" + "|---" * 6 + "|"
+    )
+    worst = 0.0
+    for cut in args.cuts:
+        for name in args.attackers:
+            done = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--one", cut, name],
+                stdout=subprocess.PIPE, check=True,
+            )  # fmt: skip
+            r = json.loads(done.stdout.splitlines()[-1])
+            worst = max(worst, r["gib"])
+            shape = "x".join(map(str, r["shape"]))
+            end = "all" if r["whole"] else f"{r['image_steps']} image-steps"
+            print(
+                f"| `{cut}` | {shape} | {name} | {r['features_gib']:.1f} GiB | "
+                f"{r['gib']:.1f} GiB | {end} |",
+                flush=True,
+            )
+    print(f"largest peak {worst:.2f} GiB, limit {args.limit:g}")
+    return 0 if worst <= args.limit else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
