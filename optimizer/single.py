@@ -14,21 +14,15 @@ import numpy as np
 import torch
 
 from ..attackers.base import Attacker, Context, Fitted, as_images, remark
-from ..attackers.features import FeatureStore
 from ..attackers.metrics import lpips_measure, multi_scale_ssim, psnr
 from ..attackers.pictures import sheet
 from ..attackers.scoring import Score, score, ssim
-from ..cache import cache_dir
-from ..datasets import at_resolution, load_images
 from ..errors import PartoptError
 from ..graph import Cut
 from ..hashing import derive_seed
-from ..models import load_model
-from ..profilers.backends import pick_accelerator
-from ..profilers.memory import keep_memory
-from .budgets import Budget, pick
-from .find import Silent, Watcher, resolution_of
-from .floor import floor_of
+from .budgets import Budget
+from .find import Silent, Watcher
+from .ground import Ground, lay
 from .pairs import arm, pairs_of
 
 SHOWN = 8
@@ -90,70 +84,39 @@ def attack_cuts(
     model: str,
     cuts: str | Sequence[str],
     *,
-    attackers: Sequence[str] | None = None,
-    weights: str = "DEFAULT",
-    data: str | Path | None = None,
-    budget: str | Budget | None = None,
-    resolution: int | None = None,
     scale: str = "corrected",
-    accelerator: str = "auto",
     seed: int = 0,
-    strict: bool = False,
-    trust_model: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: int | None = None,
-    max_cuts: int = 24,
     watcher: Watcher | None = None,
+    **arguments: Any,
 ) -> Iterator[CutAttack]:
-    """Run attackers on cuts, one after the other; arguments as in `find`.
+    """Run attackers on cuts, one after the other; arguments besides these as in `lay`.
 
     Nothing is stored but feature maps. An attacker that is built on another one of the panel takes
     it as fitted; its seconds and image-steps count all the same. A failed attacker is tried once
     more with safer settings; if that fails too its result has no score, and says why.
     """
     watcher = watcher or Silent()
-    keep_memory()
-    device = pick_accelerator(accelerator)
-    chosen = pick(budget, device)
-    panel = chosen.panel(list(attackers) if attackers else None)
-    watcher.stage("loading and tracing the model")
-    loaded = load_model(
-        model, weights=weights, strict=strict, trust_model=trust_model, mean=mean, std=std,
-        input_size=input_size, seed=seed,
-    )  # fmt: skip
-    graph = loaded.trace()
-    targets = graph.cuts(cuts, max_cuts=max_cuts)
-    watcher.stage("reading the images" if data else "generating images")
-    images = load_images(
-        data, loaded.preprocessing, chosen.split, seed=seed, minimum=chosen.minimum_images
-    )
-    side = resolution_of(resolution, chosen, loaded)
-    floor = floor_of(images, side, seed)
-    store = FeatureStore(
-        cache_dir("features"), graph, loaded.preprocessing, images, loaded.weights_hash,
-        device=device,
-    )  # fmt: skip
-    pictures = at_resolution(images.images, side)
-    lpips = lpips_measure()
-    for i, target in enumerate(targets):
-        bench = _Bench(store, target, tuple(targets[i + 1 :]), pictures, floor, scale, lpips)
+    ground = lay(model, cuts, watcher, seed=seed, **arguments)
+    images, lpips = ground.images, lpips_measure()
+    for i, target in enumerate(ground.cuts):
+        bench = _Bench(ground, target, tuple(ground.cuts[i + 1 :]), scale, lpips)
         fitted: dict[str, Fitted] = {}
         results = []
-        for name, attacker in panel.items():
+        for name, attacker in ground.panel.items():
             watcher.stage(f"attacking {target.name} with {name}", 1)
             context = Context(
-                derive_seed(seed, target.name), device, fitted=fitted,
+                derive_seed(seed, target.name), ground.device, fitted=fitted,
                 progress=partial(watcher.progress, f"{name} on {target.name}"),
             )  # fmt: skip
             results.append(_one(bench, copy.deepcopy(attacker), context))
             found = results[-1].score
             watcher.attacked(target.name, name, found.value if found else None, False)
         yield CutAttack(
-            loaded.spec, loaded.weights, target.name, images.source, side,
-            {p: len(images.part(p)) for p in ("train", "validation", "test")}, float(floor.mean()),
-            results, pictures[slice(*images.bounds("test"))][:SHOWN],
-            [*loaded.warnings, *images.warnings, *_budget_warnings(chosen)],
+            ground.loaded.spec, ground.loaded.weights, target.name, images.source, ground.side,
+            {p: len(images.part(p)) for p in ("train", "validation", "test")},
+            float(ground.floor.mean()), results,
+            ground.pictures[slice(*images.bounds("test"))][:SHOWN],
+            [*ground.warnings, *_budget_warnings(ground.budget)],
         )  # fmt: skip
 
 
@@ -167,11 +130,9 @@ def _budget_warnings(budget: Budget) -> list[str]:
 class _Bench:
     """What every attacker is measured with."""
 
-    store: FeatureStore
+    ground: Ground
     cut: Cut
     later: tuple[Cut, ...]
-    pictures: np.ndarray
-    floor: np.ndarray
     scale: str
     lpips: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
 
@@ -198,8 +159,9 @@ def _one(bench: _Bench, attacker: Attacker, context: Context) -> Result:
 
 def _fitted(bench: _Bench, attacker: Attacker, context: Context) -> tuple[torch.Tensor, np.ndarray]:
     """Reconstructions of the test images, and those images."""
-    pairs = pairs_of(bench.store, bench.cut, attacker, bench.pictures, bench.later)
-    arm(context, bench.store, bench.cut, attacker)
+    ground = bench.ground
+    pairs = pairs_of(ground.store, bench.cut, attacker, ground.pictures, bench.later)
+    arm(context, ground.store, bench.cut, attacker)
     key, start = repr(attacker), time.monotonic()
     attacker.fit(
         pairs.train, pairs.targets, validation=(pairs.held_out, pairs.held_out_pictures),
@@ -233,7 +195,7 @@ def _measured(
     note = "; ".join(filter(None, [*notes, remark(attacker)]))
     return Result(
         attacker.name, repr(attacker),
-        score(per_image, bench.floor, scale=bench.scale, seed=derive_seed(0, "bootstrap")),
+        score(per_image, bench.ground.floor, scale=bench.scale, seed=derive_seed(0, "bootstrap")),
         None if multi is None else float(multi.mean()),
         float(psnr(rebuilt, truth).mean()),
         None if bench.lpips is None else float(bench.lpips(rebuilt, truth).mean()),

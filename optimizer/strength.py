@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ..attackers.base import Attacker, Context
-from ..attackers.features import FeatureStore
 from ..attackers.scoring import Score, score, ssim_of
-from ..cache import cache_dir
-from ..datasets import at_resolution, load_images
 from ..errors import UsageError
 from ..hashing import derive_seed
-from ..models import load_model
-from ..profilers.backends import pick_accelerator
-from ..profilers.memory import keep_memory
-from .budgets import pick
-from .find import Silent, Watcher, resolution_of
-from .floor import floor_of
+from .find import Silent, Watcher
+from .ground import Ground, lay
 from .pairs import arm, pairs_of
 
 RISE = 0.01  # growth of the score over the last step that counts as still rising
@@ -81,29 +77,21 @@ def strength(
     *,
     images: Sequence[int] | None = None,
     epochs: Sequence[int] | None = None,
-    attackers: Sequence[str] | None = None,
     ssim: float = 0.2,
-    weights: str = "DEFAULT",
-    data: str | Path | None = None,
-    budget: str | None = None,
-    resolution: int | None = None,
-    accelerator: str = "auto",
     seed: int = 0,
-    strict: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: int | None = None,
     watcher: Watcher | None = None,
+    **arguments: Any,
 ) -> Strength:
     """Attack one cut with growing numbers of training images and of epochs.
 
-    Test images and validation images stay the same. Arguments besides these as in `find`.
+    Test images and validation images stay the same. Arguments besides these as in `lay`.
 
     Args:
         model, cut: Which one.
         images: Numbers of training images; None is 100 and its doublings up to all there are.
         epochs: For attackers that train in epochs; None is a third of the budget's, and all.
         ssim: The threshold that a rise is held against.
+        seed, watcher: As for `find`.
 
     Raises:
         UsageError: A number that is too small or more than there are.
@@ -111,54 +99,40 @@ def strength(
     watcher = watcher or Silent()
     if epochs is not None and min(epochs, default=0) < 1:
         raise UsageError(f"`epochs` got {list(epochs)}; use 1 or more")
-    keep_memory()
-    device = pick_accelerator(accelerator)
-    chosen = pick(budget, device)
-    panel = chosen.panel(list(attackers) if attackers else None)
-    watcher.stage("loading and tracing the model")
-    loaded = load_model(
-        model, weights=weights, strict=strict, mean=mean, std=std, input_size=input_size, seed=seed
-    )
-    graph = loaded.trace()
-    target = graph.cut(cut)
-    watcher.stage("reading the images" if data else "generating images")
-    found = load_images(
-        data, loaded.preprocessing, chosen.split, seed=seed, minimum=chosen.minimum_images
-    )
-    sizes = _sizes(images, found.split.train)
-    side = resolution_of(resolution, chosen, loaded)
-    floor = floor_of(found, side, seed)
-    store = FeatureStore(
-        cache_dir("features"), graph, loaded.preprocessing, found, loaded.weights_hash,
-        device=device,
-    )  # fmt: skip
-    pictures = at_resolution(found.images, side)
+    ground = lay(model, [cut], watcher, seed=seed, **arguments)
+    sizes = _sizes(images, ground.images.split.train)
+    target = ground.cuts[0]
     cells = []
-    for name, attacker in panel.items():
+    for name, attacker in ground.panel.items():
         for tried in _lengths(attacker, epochs):
             for size in sizes:
                 long = tried.settings().get("epochs")
                 what = f"{name}, {size} images" + (f", {long} epochs" if long else "")
                 watcher.stage(what, 1)
                 context = Context(
-                    derive_seed(seed, name, target.name), device,
+                    derive_seed(seed, name, target.name), ground.device,
                     progress=partial(watcher.progress, what),
                 )  # fmt: skip
                 start = time.monotonic()
-                pairs = pairs_of(store, target, tried, pictures, most=size)
-                arm(context, store, target, tried)
-                tried.fit(
-                    pairs.train, pairs.targets,
-                    validation=(pairs.held_out, pairs.held_out_pictures), context=context,
-                )  # fmt: skip
-                per_image = ssim_of(tried.reconstruct, pairs.test, pairs.originals)
-                result = score(per_image, floor, seed=derive_seed(seed, "bootstrap"))
+                per_image = _attack(ground, copy.deepcopy(tried), size, context)
+                result = score(per_image, ground.floor, seed=derive_seed(seed, "bootstrap"))
                 cells.append(Cell(name, size, long, result, time.monotonic() - start))
                 watcher.attacked(target.name, what, result.value, result.low >= ssim)
     return Strength(
-        loaded.spec, loaded.weights, target.name, found.source, side, float(floor.mean()), ssim,
-        cells, [*loaded.warnings, *found.warnings],
+        ground.loaded.spec, ground.loaded.weights, target.name, ground.images.source, ground.side,
+        float(ground.floor.mean()), ssim, cells, ground.warnings,
     )  # fmt: skip
+
+
+def _attack(ground: Ground, attacker: Attacker, size: int, context: Context) -> np.ndarray:
+    """SSIM per test image after training on the first `size` images."""
+    pairs = pairs_of(ground.store, ground.cuts[0], attacker, ground.pictures, most=size)
+    arm(context, ground.store, ground.cuts[0], attacker)
+    attacker.fit(
+        pairs.train, pairs.targets, validation=(pairs.held_out, pairs.held_out_pictures),
+        context=context,
+    )  # fmt: skip
+    return ssim_of(attacker.reconstruct, pairs.test, pairs.originals)
 
 
 def _sizes(wanted: Sequence[int] | None, all_of_them: int) -> list[int]:
