@@ -71,7 +71,9 @@ def _verdict(config: SplitConfig) -> Text:
         f" [{lat.total.basis}]",
         style="not bold",
     )
-    if p.evidence == "screening":
+    if p.protocol == "paper":
+        text.append("  PUBLISHED RULE, CERTIFIES NOTHING", style="bold yellow")
+    elif p.evidence == "screening":
         text.append("  SCREENING ONLY", style="bold yellow")
     if config.model.random_weights:
         text.append("  RANDOM WEIGHTS", style="bold red")

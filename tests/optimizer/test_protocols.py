@@ -16,6 +16,7 @@ from partopt.optimizer.check import CheckResult, _stored_evidence
 from partopt.optimizer.find import find
 from partopt.optimizer.protocols import PUBLISHED_BUDGETS, protocol_of
 from partopt.optimizer.rule import Evidence, judge
+from partopt.reporting.report import verdict
 
 
 @pytest.fixture
@@ -100,6 +101,7 @@ def test_a_run_says_every_choice(tiny_loaded, small, tmp_path):
     result.config.write(path)
     assert SplitConfig.read(path).privacy.protocol == "paper"
     assert result.found
+    assert "certifies nothing" in verdict(result.config)
     checked = CheckResult("a.json", "tiny", result.cut.name)
     assert _stored_evidence(checked, result.config, 0.2), "check applies the same rule"
 
