@@ -48,9 +48,9 @@ def verdict(config: SplitConfig) -> str:
             f"{p.score or 0.0:.2f} there and below {p.threshold:g} at every later point"
         )
     return (
-        f"Cut {m.spec} after {config.cut.name}: {what}, and a run takes {lat.total.ms:.1f} ms against "
-        f"{lat.full_enclave.ms:.1f} ms for everything in the enclave: {ratio:.2f}x the speed "
-        f"({lat.total.basis})."
+        f"Cut {m.spec} after {config.cut.name}: {what}, and a run takes {lat.total.ms:.1f} ms "
+        f"against {lat.full_enclave.ms:.1f} ms for everything in the enclave: {ratio:.2f}x the "
+        f"speed ({lat.total.basis})."
     )
 
 
