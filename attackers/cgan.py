@@ -98,7 +98,8 @@ class CGan(Attacker):
             for o in (making, judging)
         ]
         side = targets.shape[-1]
-        numbers = max(self.width * rows.shape[2] * rows.shape[3], 32 * side**2)
+        cells = rows.shape[2] * rows.shape[3]
+        numbers = max(max(rows.shape[1], self.width) * cells, 32 * side**2)
         for epoch in range(self.epochs):
             generator.train()
             for index in batches(len(rows), self.batch, rng):

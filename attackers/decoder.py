@@ -112,6 +112,8 @@ class Decoder(Attacker):
             self._train(self._net, loss, data, context)
             if max(self.history) > best:
                 best, chosen, history, self.loss = max(self.history), self._net, self.history, loss
+            if context.stopped_early:
+                break  # the leak is proven
         self._net, self.history = chosen, history
 
     def _fresh(self, data: _Data, seed: int) -> nn.Module:
@@ -174,7 +176,8 @@ class Decoder(Attacker):
 
     def _largest_activation(self, data: _Data) -> int:
         cells = min(data.targets.shape[-1], max(data.rows.shape[2:])) ** 2
-        return max(self.width * cells, self.narrowest * (data.targets.shape[-1] // 2) ** 2)
+        refined = self.narrowest * (data.targets.shape[-1] // 2) ** 2
+        return max(math.prod(data.rows.shape[1:]), self.width * cells, refined)
 
     def _validate(self, data: _Data) -> float:
         values = ssim_of(self.reconstruct, data.held_out, data.pictures, measure=fast_ssim)
