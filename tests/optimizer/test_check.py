@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -40,26 +42,41 @@ SMALL = Budget(
 )  # fmt: skip
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    (tmp_path / "checknet.py").write_text(NET)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(BUDGETS, "quick", SMALL)
-    model = models.load_model("checknet:Net", input_size=32)
-    state = model.module.state_dict()
-    # Trained so as to protect: after `mid` nothing of the image is left.
-    protecting = {**state, "mid.weight": state["mid.weight"] * 0, "mid.bias": state["mid.bias"] * 0}
-    torch.save(protecting, "protects.pth")
-    retrained = {k: v + 0.01 * torch.randn_like(v) * (v != 0) for k, v in protecting.items()}
-    torch.save(retrained, "retrained.pth")
-    torch.save(state, "leaks.pth")
-    loaded = models.load_model("checknet:Net", input_size=32, weights="protects.pth")
-    result = find(loaded, repetitions=2, cuts="all")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a found split and weights, and the cache that finding it left."""
+    folder, cache = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("made-cache")
+    (folder / "checknet.py").write_text(NET)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PARTOPT_CACHE", str(cache))
+        patch.setitem(BUDGETS, "quick", SMALL)
+        model = models.load_model("checknet:Net", input_size=32)
+        state = model.module.state_dict()
+        # Trained so as to protect: after `mid` nothing of the image is left.
+        nothing = {n: state[n] * 0 for n in ("mid.weight", "mid.bias")}
+        protecting = {**state, **nothing}
+        torch.save(protecting, "protects.pth")
+        retrained = {k: v + 0.01 * torch.randn_like(v) * (v != 0) for k, v in protecting.items()}
+        torch.save(retrained, "retrained.pth")
+        torch.save(state, "leaks.pth")
+        loaded = models.load_model("checknet:Net", input_size=32, weights="protects.pth")
+        result = find(loaded, repetitions=2, cuts="all")
     assert result.found
     assert result.cut.node < result.graph.cut("late").node, "the cut must lie where weights matter"
-    path = tmp_path / "net.split.json"
-    result.config.write(path)
-    return path
+    result.config.write(folder / "net.split.json")
+    return folder, cache
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """A copy of it for one test."""
+    folder, cache = made
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(cache, os.environ["PARTOPT_CACHE"], dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(BUDGETS, "quick", SMALL)
+    return tmp_path / "net.split.json"
 
 
 def outcomes(result: CheckResult) -> dict[str, str]:

@@ -275,13 +275,20 @@ def test_resuming_after_kill(tmp_path):
             "width": 8, "narrowest": 8, "blocks": 1, "patience": 0}})
         class W(f.Silent):
             def attacked(self, *a): print("done", flush=True)
-        m = load_model("squeezenet1_1", weights="none", input_size=64)
-        r = f.find(m, cuts=["features.3", "features.6", "features.9", "features.12"],
-                   repetitions=1, watcher=W())
+        m = load_model("resumed:net", weights="none", input_size=32)
+        r = f.find(m, cuts=["0", "2", "4", "6"], repetitions=1, watcher=W())
         print("search", r.config.search.trials_run, r.config.search.trials_reused)
         """
     )
-    env = {**os.environ, "PARTOPT_CACHE": str(tmp_path / "cache")}
+    (tmp_path / "resumed.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    steps = [nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh()]\n"
+        "    for _ in range(3):\n"
+        "        steps += [nn.Conv2d(8, 8, 3, 2, 1), nn.Tanh()]\n"
+        "    return nn.Sequential(*steps, nn.Flatten(), nn.Linear(32, 3))\n"
+    )
+    env = {**os.environ, "PARTOPT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)}
     run = [sys.executable, "-W", "ignore", "-c", script]
     first = subprocess.Popen(run, env=env, stdout=subprocess.PIPE, text=True)
     lines = [first.stdout.readline() for _ in range(3)]
