@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 DISTANCES = ("l2", "cosine")
+SIZES = ("scored", "input")
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,14 @@ class Objective:
     Attributes:
         distance: ``l2``, relative to the map's mean square, or ``cosine``, one minus the similarity
             of the flattened maps.
+        size: Of the pictures that are descended on: ``scored``, the size they are scored at, or
+            ``input``, what the head sees, scaled down afterwards.
         tv: Weight of the total variation (Rudin, Osher and Fatemi, 1992), mean over pixels.
     """
 
     distance: str = "l2"
     tv: float = 0.1
+    size: str = "scored"
 
 
 def feature_distance(found: torch.Tensor, wanted: torch.Tensor, kind: str) -> torch.Tensor:
@@ -99,7 +103,10 @@ def invert(
 
 
 def resized(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Images at the model's input size."""
+    """Images at another size, with antialiasing where that is smaller."""
     if images.shape[-1] == side and images.shape[-2] == side:
         return images
-    return F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
+    smaller = side < images.shape[-1]
+    return F.interpolate(
+        images, (side, side), mode="bilinear", align_corners=False, antialias=smaller
+    )

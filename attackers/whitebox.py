@@ -10,7 +10,7 @@ import torch
 
 from ..errors import AttackError
 from .base import Attacker, Context, Range, Tunable, as_features
-from .inversion import DISTANCES, Head, Objective, invert
+from .inversion import DISTANCES, SIZES, Head, Objective, invert, resized
 from .rows import Rows
 from .scoring import ssim_of
 
@@ -25,7 +25,8 @@ class WhiteBox(Attacker):
         batch: Images inverted together.
         tvs: Weights of total variation that are tried.
         distances: Feature distances that are tried.
-        tuning_images: Validation images that weight and distance are chosen on.
+        tuning_images: Validation images that weight, distance and size are chosen on.
+        sizes: Sizes of the pictures descended on that are tried; see `Objective`.
     """
 
     white_box: ClassVar[bool] = True
@@ -37,6 +38,7 @@ class WhiteBox(Attacker):
     tvs: tuple[float, ...] = (0.0, 0.03, 0.3)
     distances: tuple[str, ...] = DISTANCES
     tuning_images: int = 16
+    sizes: tuple[str, ...] = SIZES
     objective: Objective | None = field(default=None, init=False)
     _head: Head | None = field(default=None, init=False)
     _side: int = field(default=0, init=False)
@@ -51,10 +53,12 @@ class WhiteBox(Attacker):
         return context
 
     def _choose(self, features: Rows, images: np.ndarray, resolution: int) -> None:
-        """Take the weight and distance that rebuild validation images best; None is no descent."""
+        """Take what rebuilds validation images best; None is no descent."""
         few = min(self.tuning_images, len(images))
+        # Where the head sees what is scored there is one size.
+        sizes = self.sizes if self._side != resolution else self.sizes[:1]
         choices: list[Objective | None] = [
-            Objective(d, tv) for d in self.distances for tv in self.tvs
+            Objective(d, tv, size) for d in self.distances for tv in self.tvs for size in sizes
         ]
         if self.keeps_start:
             choices.append(None)
@@ -78,10 +82,14 @@ class WhiteBox(Attacker):
         def count() -> None:
             self._context.image_steps += len(maps)
 
-        return invert(
+        side = start.shape[-1]
+        if self.objective.size == "input":
+            start = resized(start, self._side)
+        found, distances = invert(
             self._head, maps, start, self.objective,
             side=self._side, steps=self.steps, lr=self.lr, on_step=count,
         )  # fmt: skip
+        return resized(found, side), distances
 
     def _batches(self, features: np.ndarray) -> list[torch.Tensor]:
         device = self._context.device

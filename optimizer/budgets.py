@@ -54,7 +54,12 @@ _QUICK_LINEAR = Linear(max_cells=40_000, max_terms=1300)
 _QUICK_DECODER = Decoder(epochs=3, width=64, blocks=1, batch=8, patience=0, linear=_QUICK_LINEAR)
 # White-box descent runs the head forwards and backwards for every step of every image.
 _FEW_STEPS: dict[str, Any] = {
-    "steps": 20, "lr": 0.05, "tvs": (0.03,), "distances": ("l2",), "tuning_images": 8,
+    "steps": 20, "batch": 8, "distances": ("l2",), "tuning_images": 8,
+}  # fmt: skip
+_RMLE: dict[str, Any] = {**_FEW_STEPS, "lr": 0.05, "tvs": (0.003, 0.03), "restarts": 1}
+# From a good start small steps go further.
+_HYBRID: dict[str, Any] = {
+    **_FEW_STEPS, "lr": 0.01, "tvs": (0.0, 0.003, 0.03), "decoder": _QUICK_DECODER,
 }  # fmt: skip
 
 BUDGETS = {
@@ -70,13 +75,9 @@ BUDGETS = {
         },
         {
             "cgan": {"epochs": 5, "width": 64},
-            "rmle": {**_FEW_STEPS, "restarts": 1},
-            "hybrid": {**_FEW_STEPS, "decoder": _QUICK_DECODER},
-            "ensemble": {
-                **_FEW_STEPS,
-                "hybrid": Hybrid(**_FEW_STEPS, decoder=_QUICK_DECODER),
-                "rmle": Rmle(**_FEW_STEPS, restarts=1),
-            },
+            "rmle": _RMLE,
+            "hybrid": _HYBRID,
+            "ensemble": {**_FEW_STEPS, "hybrid": Hybrid(**_HYBRID), "rmle": Rmle(**_RMLE)},
         },
     ),
     "standard": Budget(

@@ -1,0 +1,58 @@
+"""White-box descent where the head sees more pixels than are scored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from partopt import testing
+from partopt.attackers.base import Context
+from partopt.attackers.inversion import resized
+from partopt.attackers.panel import make
+from partopt.attackers.scoring import ssim_of
+from partopt.datasets import at_resolution
+from partopt.dead_leaves import dead_leaves
+
+FEW = {"steps": 60, "lr": 0.05, "tvs": (0.003,), "distances": ("l2",), "tuning_images": 8,
+       "batch": 16, "restarts": 1}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """Images of 64 pixels for the head, pictures of 32 to score."""
+    images = dead_leaves(48, 64, seed=5)
+    head = testing.convolutions()
+    with torch.no_grad():
+        maps = head(torch.from_numpy(images).float() / 255).half().numpy()
+    return head, maps, at_resolution(images, 32)
+
+
+def attacked(setting, sizes: tuple[str, ...]):
+    head, maps, pictures = setting
+    attacker = make("rmle", {**FEW, "sizes": sizes})
+    context = Context(0, head=head, input_size=64)
+    held = (maps[16:24], pictures[16:24])
+    attacker.fit(maps[:16], pictures[:16], validation=held, context=context)
+    assert attacker.reconstruct(maps[24:26]).shape == (2, 3, 32, 32)
+    return attacker, float(ssim_of(attacker.reconstruct, *held).mean())
+
+
+def test_the_size_that_rebuilds_validation_images_best_is_chosen(setting):
+    alone = {size: attacked(setting, (size,))[1] for size in ("scored", "input")}
+    assert abs(alone["scored"] - alone["input"]) > 0.02, "they are two attacks"
+    both, value = attacked(setting, ("scored", "input"))
+    assert both.objective.size == max(alone, key=alone.get)
+    assert value == pytest.approx(max(alone.values()), abs=1e-3)
+
+
+def test_both_sizes_are_the_default():
+    for name in ("rmle", "hybrid", "ensemble"):
+        assert make(name).sizes == ("scored", "input")
+
+
+def test_scaling_down_is_how_pictures_are_made():
+    images = dead_leaves(2, 64, seed=1)
+    unit = torch.from_numpy(images).float() / 255
+    small = (resized(unit, 32) * 255).round().numpy().astype(np.uint8)
+    assert np.array_equal(small, at_resolution(images, 32))
