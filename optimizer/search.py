@@ -35,7 +35,7 @@ from .pairs import arm, pairs_of
 from .plan import Job, Plan
 from .rule import Evidence, judge
 from .sampler import PRIVACY, NothingLeft, SuffixSampler
-from .storage import fail_orphans, finished, owner
+from .storage import KILLED, fail_orphans, finished, owner
 
 ATTACK_VERSION = 1  # raise when an attacker's code changes what it can reach
 
@@ -147,6 +147,7 @@ class Search:
         self.outcome.study = study.study_name
         fail_orphans(study)
         self._reuse()
+        self._be_careful(study)
         before = torch.get_num_threads()
         torch.set_num_threads(max(1, before // workers))
         try:
@@ -209,6 +210,15 @@ class Search:
             self.record(job, _attack_from(trial, self.panel[job[1]], result))
             self.outcome.reused += 1
 
+    def _be_careful(self, study: optuna.Study) -> None:
+        """What an earlier process was killed at, out of memory for one, is tried more safely."""
+        names = {n: i for i, n in enumerate(self.names)}
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+            attrs = trial.user_attrs
+            cut, attacker = attrs.get("cut_name"), attrs.get("attacker")
+            if attrs.get(KILLED) and cut in names and attacker in self.panel:
+                self._try_again((names[cut], attacker))
+
     def _decide(self, running: set[Job]) -> Job | None:
         with self._lock:
             if self.exhaustive:
@@ -234,6 +244,8 @@ class Search:
                     cut = trial.suggest_int("cut", 0, max(1, len(self.cuts) - 1))
                     name = trial.suggest_categorical("attacker", self.plan.panel)
                     trial.set_user_attr("owner", owner())
+                    trial.set_user_attr("cut_name", self.names[int(cut)])
+                    trial.set_user_attr("attacker", str(name))
                 except NothingLeft:
                     study.tell(trial, state=TrialState.PRUNED)
                     waiting = bool(self._others_running(study))
@@ -407,7 +419,7 @@ class Search:
 def _note(attacker: Attacker, second: bool) -> str:
     notes = []
     if second:
-        notes.append("the first try failed; this is the second, with safer settings")
+        notes.append("the first try failed or was killed; this is the second, with safer settings")
     notes.append(remark(attacker))
     return "; ".join(filter(None, notes))
 

@@ -64,6 +64,9 @@ def owner() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_time(os.getpid())}
 
 
+KILLED = "killed"  # attribute of a trial whose process ended without a word
+
+
 def fail_orphans(study: optuna.Study) -> int:
     """Mark running trials whose process on this host is gone as failed; return how many."""
     count = 0
@@ -74,6 +77,7 @@ def fail_orphans(study: optuna.Study) -> int:
         pid = int(who.get("pid", 0))
         if pid and who.get("start") == _start_time(pid):
             continue
+        study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
         study.tell(trial.number, state=TrialState.FAIL)
         count += 1
     return count

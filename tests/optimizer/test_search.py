@@ -23,7 +23,7 @@ from partopt.optimizer.find import find
 from partopt.optimizer.floor import floor_of
 from partopt.optimizer.rule import judge
 from partopt.optimizer.search import Search
-from partopt.optimizer.storage import fail_orphans, open_storage
+from partopt.optimizer.storage import fail_orphans, open_storage, owner
 from partopt.profilers.base import CutLatency, Figure
 
 SETTINGS = {
@@ -250,14 +250,34 @@ def test_several_workers_give_the_same_answer(arena):
 def test_orphans_fail_and_live_trials_do_not(tmp_path):
     storage, _ = open_storage(str(tmp_path / "s.journal"))
     study = optuna.create_study(storage=storage)
-    from partopt.optimizer.storage import owner
-
     alive, dead, unknown = study.ask(), study.ask(), study.ask()
     alive.set_user_attr("owner", owner())
     dead.set_user_attr("owner", {**owner(), "pid": 2**22 - 1, "start": "1"})
     assert fail_orphans(study) == 2
     states = {t.number: t.state.name for t in study.trials}
     assert states == {alive.number: "RUNNING", dead.number: "FAIL", unknown.number: "FAIL"}
+
+
+def test_what_a_killed_worker_was_at_is_tried_with_safer_settings(arena, tmp_path):
+    """As the kernel does when memory runs out: no exception, no word, a trial left running."""
+    storage, _ = open_storage(str(tmp_path / "s.journal"))
+    search = arena(storage)
+    study = search._study()
+    last = len(search.cuts) - 1
+    trial = study.ask()
+    trial.set_user_attr("owner", {**owner(), "pid": 2**22 - 1, "start": "1"})
+    trial.set_user_attr("cut_name", search.names[last])
+    trial.set_user_attr("attacker", "decoder")
+    assert "safe" not in verdicts(search), "until it succeeds the cut counts as leaking"
+    search.run()
+    states = [t.state.name for t in study.get_trials(deepcopy=False)]
+    assert states[0] == "FAIL"
+    attack = search.outcome.attacks[last, "decoder"]
+    assert attack.outcome == "full budget"
+    assert "second, with safer settings" in attack.note
+    assert "lr=0.00066" in attack.settings
+    others = [a for (i, n), a in search.outcome.attacks.items() if n == "decoder" and i != last]
+    assert all("safer" not in a.note for a in others)
 
 
 def test_resuming_after_kill(tmp_path):
