@@ -135,6 +135,7 @@ def test_a_damaged_journal_is_one_sentence(tmp_path):
         open_storage(str(path))
 
 
+@pytest.mark.slow
 def test_a_proof_for_a_lower_threshold_is_no_evidence_for_a_higher_one(arena, tmp_path):
     path = str(tmp_path / "s.journal")
     only = {"decoder": SETTINGS["decoder"]}
@@ -342,6 +343,7 @@ def test_find_end_to_end(tiny_loaded, small):
     assert type(config).parse(config.to_json().encode()) == config
 
 
+@pytest.mark.slow
 def test_the_answer_does_not_change_from_run_to_run(tiny_loaded, small, monkeypatch, tmp_path):
     names = set()
     for i in range(3):

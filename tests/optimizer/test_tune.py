@@ -102,21 +102,21 @@ def test_a_stronger_setting_moves_the_cut(tiny_loaded, setup, tmp_path):
 
 def test_it_goes_on_where_it_stopped(tiny_loaded, setup, monkeypatch):
     setup["cuts"] = ["late.2"]
-    whole = find(tiny_loaded, tune=3, **setup)
+    whole = find(tiny_loaded, tune=2, **setup)
     assert whole.config.search.trials_run > 1
-    assert len(tuning_trials(setup["storage"])) == 3
-    again = find(tiny_loaded, tune=3, **setup)
+    assert len(tuning_trials(setup["storage"])) == 2
+    again = find(tiny_loaded, tune=2, **setup)
     assert again.config.search.trials_run == 0
     assert again.config.cuts[0].attacks == whole.config.cuts[0].attacks
-    find(tiny_loaded, tune=5, **setup)
-    assert len(tuning_trials(setup["storage"])) == 5
+    find(tiny_loaded, tune=3, **setup)
+    assert len(tuning_trials(setup["storage"])) == 3
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Shy, "fit", stop)
     with pytest.raises(KeyboardInterrupt):
-        find(tiny_loaded, tune=6, **setup)
+        find(tiny_loaded, tune=4, **setup)
     running = [t for t in tuning_trials(setup["storage"]) if not t.state.is_finished()]
     assert not running
 
