@@ -126,9 +126,9 @@ class CGan(Attacker):
         """A step of the judge, then one of the generator; gradients are summed over the parts."""
         bce = F.binary_cross_entropy_with_logits
         count = sum(map(len, parts))
-        whole = len(parts) == 1  # then the generator runs once for both steps
+        whole = len(parts) == 1  # then rows are read, and the generator runs, once for both steps
         total = 0.0
-        rebuilt = torch.empty(0)
+        maps = image = rebuilt = torch.empty(0)
         judging.zero_grad(set_to_none=True)
         for part in parts:
             maps, image = self._pair(rows, targets, part)
@@ -141,8 +141,8 @@ class CGan(Attacker):
         judging.step()
         making.zero_grad(set_to_none=True)
         for part in parts:
-            maps, image = self._pair(rows, targets, part)
             if not whole:
+                maps, image = self._pair(rows, targets, part)
                 rebuilt = generator(maps)
             verdict = judge(rebuilt, maps)
             loss = bce(verdict, torch.ones_like(verdict))
