@@ -17,6 +17,18 @@ import typer
 
 from . import commands, research
 from .console import AsJson, Debug, Shown, err, numbers, out, show
+from .options import (
+    Accelerator,
+    Budget,
+    Data,
+    InputSize,
+    OneCut,
+    Resolution,
+    Seed,
+    Strict,
+    Three,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from .optimizer.find import SplitResult
@@ -41,7 +53,6 @@ Model = Annotated[
         help="efficientnet_b0 (torchvision), timm:NAME, package.module:factory or FILE.pt2"
     ),
 ]
-Three = Annotated[str | None, typer.Option(help="One number or three, separated by commas")]
 Settings = Annotated[
     Path | None,
     typer.Option("--config", help="partopt.toml, or pyproject.toml with [tool.partopt]"),
@@ -241,25 +252,25 @@ def cuts(
 @app.command()
 def attack(
     model: Model,
-    cut: Annotated[str, typer.Option(help="Name of a cut, as partopt cuts lists them")],
+    cut: OneCut,
     attackers: Annotated[
         str | None,
         typer.Option(help="linear, decoder, cgan, rmle, hybrid, ensemble or a plug-in's"),
     ] = None,
-    weights: Annotated[str, typer.Option(help="As for find")] = "DEFAULT",
-    data: Annotated[Path | None, typer.Option(help="As for find")] = None,
-    budget: Annotated[str | None, typer.Option(help="quick, standard or full")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Side in pixels")] = None,
-    accelerator: Annotated[str, typer.Option(help="Where attacks train: auto, cuda, cpu")] = "auto",
+    weights: Weights = "DEFAULT",
+    data: Data = None,
+    budget: Budget = None,
+    resolution: Resolution = None,
+    accelerator: Accelerator = "auto",
     images_out: Annotated[
         Path | None, typer.Option(help="PNG: originals over reconstructions")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="As for find")] = False,
+    seed: Seed = 0,
+    strict: Strict = False,
     trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
     mean: Three = None,
     std: Three = None,
-    input_size: Annotated[int | None, typer.Option(help="As for find")] = None,
+    input_size: InputSize = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

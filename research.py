@@ -8,6 +8,18 @@ from typing import Annotated
 import typer
 
 from .console import AsJson, Debug, Shown, err, integers, numbers, show
+from .options import (
+    Accelerator,
+    Budget,
+    Data,
+    InputSize,
+    OneCut,
+    Resolution,
+    Seed,
+    Strict,
+    Three,
+    Weights,
+)
 
 app = typer.Typer()
 
@@ -78,8 +90,8 @@ def reproduce(
     accelerator: Annotated[str, typer.Option(help="As for find")] = "auto",
     sgx_model: Annotated[str | None, typer.Option(help="As for find")] = None,
     storage: Annotated[str | None, typer.Option(help="As for find")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="As for find")] = False,
+    seed: Seed = 0,
+    strict: Strict = False,
     debug: Debug = False,
 ) -> None:
     """Redraw the published tables and figures, with our own panel's verdict beside them."""
@@ -135,7 +147,7 @@ def reproduce(
 @app.command()
 def strength(
     model: Annotated[str, typer.Option(help="As for find")],
-    cut: Annotated[str, typer.Option(help="Name of a cut, as partopt cuts lists them")],
+    cut: OneCut,
     images: Annotated[
         str | None, typer.Option(help="Numbers of training images [100 and its doublings, all]")
     ] = None,
@@ -144,17 +156,17 @@ def strength(
     ] = None,
     attackers: Annotated[str | None, typer.Option(help="As for find")] = None,
     ssim: Annotated[float, typer.Option(help="Threshold that a rise is held against")] = 0.2,
-    weights: Annotated[str, typer.Option(help="As for find")] = "DEFAULT",
-    data: Annotated[Path | None, typer.Option(help="As for find")] = None,
-    budget: Annotated[str | None, typer.Option(help="quick, standard or full")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Side in pixels")] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cuda or cpu")] = "auto",
+    weights: Weights = "DEFAULT",
+    data: Data = None,
+    budget: Budget = None,
+    resolution: Resolution = None,
+    accelerator: Accelerator = "auto",
     chart: Annotated[Path | None, typer.Option(help="SVG or PNG to draw")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="As for find")] = False,
-    mean: Annotated[str | None, typer.Option(help="As for find")] = None,
-    std: Annotated[str | None, typer.Option(help="As for find")] = None,
-    input_size: Annotated[int | None, typer.Option(help="As for find")] = None,
+    seed: Seed = 0,
+    strict: Strict = False,
+    mean: Three = None,
+    std: Three = None,
+    input_size: InputSize = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
