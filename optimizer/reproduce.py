@@ -159,12 +159,12 @@ def reproduce(
         timed = modelled(timed, graph, every, how)
     size = min(REDUCED_SIZE, whole.preprocessing.input_size) if reduced else None
     names = [c.name for c in wanted]
+    attacked = load_model(model, weights=weights, strict=strict, input_size=size, seed=seed)
     found: dict[str, SplitConfig] = {}
     for protocol, level in (("paper", effort), ("strict", panel)):
         found[protocol] = find(
-            model, protocol=protocol, budget=level, cuts=names, weights=weights, data=data,
-            enclave=enclave, accelerator=accelerator, repetitions=2, input_size=size,
-            storage=storage, seed=seed, strict=strict, watcher=watcher,
+            attacked, protocol=protocol, budget=level, cuts=names, data=data, enclave=enclave,
+            accelerator=accelerator, repetitions=2, storage=storage, seed=seed, watcher=watcher,
         ).config  # fmt: skip
     own = whole.preprocessing.input_size
     return _put_together(model, every, wanted, timed, found["paper"], found["strict"], reduced, own)
