@@ -68,6 +68,14 @@ class Context:
     stopped_early: bool = field(default=False, init=False)
     reused: list[Fitted] = field(default_factory=list, init=False)
 
+    def keep(self, key: str, attacker: Attacker, seconds: float) -> None:
+        """Offer a fitted attacker to those built on it; `key` is its `repr` before the fit."""
+        self.fitted[key] = Fitted(
+            attacker,
+            seconds + sum(f.seconds for f in self.reused),
+            self.image_steps + sum(f.image_steps for f in self.reused),
+        )
+
     def report(self, share: float) -> None:
         """Tell whoever watches how far the work is."""
         if self.progress is not None:

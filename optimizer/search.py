@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..attackers import pictures
-from ..attackers.base import Attacker, Context, Reconstruct, remark
+from ..attackers.base import Attacker, Context, Fitted, Reconstruct, remark
 from ..attackers.features import FeatureStore
 from ..attackers.scoring import Score, corrected, score, ssim_of
 from ..cache import cache_dir
@@ -37,7 +37,8 @@ from .rule import Evidence, judge
 from .sampler import PRIVACY, NothingLeft, SuffixSampler
 from .storage import KILLED, fail_orphans, finished, owner
 
-ATTACK_VERSION = 1  # raise when an attacker's code changes what it can reach
+ATTACK_VERSION = 2  # raise when an attacker's code changes what it can reach
+_CUTS_KEPT = 2  # of how many cuts fitted attackers stay, for those that are built on them
 
 
 @dataclass
@@ -122,6 +123,7 @@ class Search:
         self.on_tuned: Callable[[Cut, str, Score], None] | None = None
         self.outcome = Outcome()
         self._safer: dict[Job, Attacker] = {}
+        self._fitted: dict[int, dict[str, Fitted]] = {}
         self._lock = threading.RLock()
         self._cancelled = threading.Event()
 
@@ -269,7 +271,7 @@ class Search:
         again = self._safer.get(job)
         attacker = copy.deepcopy(again or self.panel[job[1]])
         start = time.monotonic()
-        context = Context(seed=derive_seed(self.seed, job[1], cut.name), device=self.device)
+        context = self.context(job)
         try:
             per_image = self.attack(job, cut, attacker, context)
         except (PartoptError, RuntimeError, MemoryError, ValueError) as error:
@@ -283,13 +285,15 @@ class Search:
                 image_steps=context.image_steps, seconds=time.monotonic() - start,
             )  # fmt: skip
             self.record(job, failed)
-            self._count(cut, failed, context)
+            self._count(context, failed.seconds)
+            self._tell(cut, failed)
             return
         except BaseException:
             self._cancelled.set()
             study.tell(trial, state=TrialState.FAIL)
             raise
         seconds = time.monotonic() - start
+        self._count(context, seconds)
         per_image = per_image.round(6)  # what is stored is what is judged
         result = self.score_of(job, per_image)
         key = self.key(cut, self.panel[job[1]])
@@ -303,8 +307,8 @@ class Search:
             "ssim_per_image": per_image.tolist(),
             "complete": not context.stopped_early,
             "settings": repr(attacker),
-            "image_steps": context.image_steps,
-            "seconds": round(seconds, 3),
+            "image_steps": context.image_steps + sum(f.image_steps for f in context.reused),
+            "seconds": round(seconds + sum(f.seconds for f in context.reused), 3),
             "note": _note(attacker, again is not None),
         }
         for name, value in attributes.items():
@@ -320,7 +324,20 @@ class Search:
         margin = verdict.suffix_high - self.threshold
         trial.set_constraint(PRIVACY, margin if verdict.safe else 1.0)
         study.tell(trial, self.latencies[job[0]].total.ms)
-        self._count(cut, attack, context)
+        self._tell(cut, attack)
+
+    def context(self, job: Job) -> Context:
+        """What the attacker of a job is given, those already fitted at that cut among it.
+
+        All attackers of a cut have one seed: a member that is taken as fitted is what fitting it
+        again would give.
+        """
+        with self._lock:
+            fitted = self._fitted.setdefault(job[0], {})
+            for old in list(self._fitted)[:-_CUTS_KEPT]:
+                del self._fitted[old]
+        seed = derive_seed(self.seed, self.names[job[0]])
+        return Context(seed=seed, device=self.device, fitted=fitted)
 
     def _try_again(self, job: Job) -> bool:
         """After a failure: once more, with safer settings. Until then the cut counts as leaking."""
@@ -360,6 +377,7 @@ class Search:
 
         context.proven, context.progress = proven, progress
         arm(context, self.store, cut, attacker)
+        key, start = repr(attacker), time.monotonic()
         progress(0.0)
         attacker.fit(
             pairs.train,
@@ -367,6 +385,8 @@ class Search:
             validation=(pairs.held_out, pairs.held_out_pictures),
             context=context,
         )
+        if not context.stopped_early:
+            context.keep(key, attacker, time.monotonic() - start)
         return ssim_of(attacker.reconstruct, pairs.test, pairs.originals)
 
     def keep_pictures(self, trial: Trial, job: Job, attacker: Attacker, key: str) -> None:
@@ -406,11 +426,13 @@ class Search:
             self.outcome.evidence[job] = Evidence.of(attack, self.scale, self.interval)
             self.outcome.attacks[job] = attack
 
-    def _count(self, cut: Cut, attack: Attack, context: Context) -> None:
+    def _count(self, context: Context, seconds: float) -> None:
         with self._lock:
             self.outcome.run += 1
             self.outcome.image_steps += context.image_steps
-            self.outcome.seconds += attack.seconds
+            self.outcome.seconds += seconds
+
+    def _tell(self, cut: Cut, attack: Attack) -> None:
         if self.on_done is not None:
             floor = attack.low if self.interval else attack.score
             self.on_done(cut, attack, floor is not None and floor >= self.threshold)

@@ -167,11 +167,7 @@ def _fitted(bench: _Bench, attacker: Attacker, context: Context) -> tuple[torch.
         pairs.train, pairs.targets, validation=(pairs.held_out, pairs.held_out_pictures),
         context=context,
     )  # fmt: skip
-    context.fitted[key] = Fitted(
-        attacker,
-        time.monotonic() - start + sum(f.seconds for f in context.reused),
-        context.image_steps + sum(f.image_steps for f in context.reused),
-    )
+    context.keep(key, attacker, time.monotonic() - start)
     parts = []
     with torch.no_grad():
         for i in range(0, len(pairs.originals), 16):

@@ -17,7 +17,7 @@ import optuna
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ..attackers.base import Attacker, Context, Range, remark
+from ..attackers.base import Attacker, Range, remark
 from ..attackers.scoring import ssim_of
 from ..config import Attack
 from ..errors import PartoptError
@@ -139,7 +139,7 @@ def _try(
     trial = study.ask()
     trial.set_user_attr("owner", owner())
     attacker = _suggested(trial, base)
-    context = Context(seed=derive_seed(search.seed, job[1], cut.name), device=search.device)
+    context = search.context(job)
     start = time.monotonic()
     try:
         per_image = search.attack(job, cut, attacker, context, to_the_end=True).round(6)

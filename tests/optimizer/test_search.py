@@ -57,10 +57,10 @@ def arena(tiny_loaded, tmp_path):
     latencies = [CutLatency(same, same, same, same)] * len(cuts)
     floor = floor_of(images, 32, 0)
 
-    def make_search(storage, threshold=0.2, settings=SETTINGS, **kwargs):
+    def make_search(storage, threshold=0.2, settings=SETTINGS, last=len(cuts), **kwargs):
         attackers = {n: make(n, s) for n, s in settings.items()}
         return Search(
-            cuts, latencies, store, attackers, floor, threshold=threshold, scale="corrected",
+            cuts[-last:], latencies[-last:], store, attackers, floor, threshold=threshold, scale="corrected",
             resolution=32, storage=storage, **kwargs,
         )  # fmt: skip
 
@@ -99,6 +99,31 @@ def test_a_second_run_reuses_everything(arena, tmp_path):
     assert {k: v.score for k, v in reused.evidence.items()} == {
         k: v.score for k, v in ran.evidence.items()
     }
+
+
+def test_what_an_attacker_is_built_on_is_fitted_once_a_cut(arena, monkeypatch):
+    decoder = make("decoder", {**SETTINGS["decoder"], "epochs": 1})
+    few = {"steps": 2, "tvs": (0.0,), "distances": ("l2",), "tuning_images": 4}
+    members = {"linear": SETTINGS["linear"], "decoder": decoder.settings()}
+    both = {**members, "hybrid": {**few, "decoder": decoder}}
+    fits = []
+    fit = Decoder.fit
+
+    def counted(self, *args, **kwargs):
+        fits.append(self)
+        fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(Decoder, "fit", counted)
+    memory, most = optuna.storages.InMemoryStorage, {"threshold": 0.99, "last": 1}
+    ran = arena(memory(), settings=both, **most).run()
+    assert (ran.run, len(fits)) == (3, 1)
+    alone = arena(memory(), settings={"hybrid": both["hybrid"]}, **most).run()
+    assert len(alone.attacks) == 1
+    for job, attack in alone.attacks.items():
+        same = ran.attacks[job]
+        assert attack.ssim_raw == pytest.approx(same.ssim_raw, abs=1e-6)
+        assert attack.image_steps == same.image_steps  # what it is built on counts all the same
+    assert sum(a.image_steps for a in ran.attacks.values()) > ran.image_steps
 
 
 def test_other_settings_do_not_reuse(arena, tmp_path):
