@@ -35,7 +35,7 @@ class WhiteBox(Attacker):
     steps: int = 300
     lr: float = 0.03
     batch: int = 16
-    tvs: tuple[float, ...] = (0.0, 0.03, 0.3)
+    tvs: tuple[float, ...] = (0.0, 0.1, 1.0, 3.0, 30.0)
     distances: tuple[str, ...] = DISTANCES
     tuning_images: int = 16
     sizes: tuple[str, ...] = SIZES

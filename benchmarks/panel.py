@@ -35,14 +35,14 @@ def budget(
 ) -> Budget:
     """Small settings for every attacker.
 
-    White-box ones try two sizes of picture and two weights of the total variation, or one of each.
+    White-box ones try two sizes of picture and three weights of total variation, or one of each.
     """
     linear = Linear(max_cells=40_000, max_terms=1300)
     decoder = Decoder(epochs=epochs, width=64, blocks=1, batch=8, patience=0, linear=linear)
     few: dict[str, Any] = {
         "steps": steps, "batch": 8, "distances": ("l2",), "tuning_images": tuning,
         "sizes": ("scored", "input") if both_sizes else ("scored",),
-        "tvs": (0.003, 0.03) if both_sizes else (0.03,),
+        "tvs": (0.03, 3.0, 30.0) if both_sizes else (0.03,),
     }  # fmt: skip
     hybrid = Hybrid(**few, lr=0.01 if both_sizes else 0.05, decoder=decoder)
     rmle = Rmle(**few, lr=0.05, restarts=1)

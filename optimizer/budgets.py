@@ -56,10 +56,10 @@ _QUICK_DECODER = Decoder(epochs=3, width=64, blocks=1, batch=8, patience=0, line
 _FEW_STEPS: dict[str, Any] = {
     "steps": 20, "batch": 8, "distances": ("l2",), "tuning_images": 8,
 }  # fmt: skip
-_RMLE: dict[str, Any] = {**_FEW_STEPS, "lr": 0.05, "tvs": (0.003, 0.03), "restarts": 1}
+_RMLE: dict[str, Any] = {**_FEW_STEPS, "lr": 0.05, "tvs": (0.3, 3.0, 30.0), "restarts": 1}
 # From a good start small steps go further.
 _HYBRID: dict[str, Any] = {
-    **_FEW_STEPS, "lr": 0.01, "tvs": (0.0, 0.003, 0.03), "decoder": _QUICK_DECODER,
+    **_FEW_STEPS, "lr": 0.01, "tvs": (0.0, 0.03, 1.0), "decoder": _QUICK_DECODER,
 }  # fmt: skip
 
 BUDGETS = {

@@ -57,11 +57,11 @@ def arena(tiny_loaded, tmp_path):
     latencies = [CutLatency(same, same, same, same)] * len(cuts)
     floor = floor_of(images, 32, 0)
 
-    def make_search(storage, threshold=0.2, settings=SETTINGS, last=len(cuts), **kwargs):
+    def make_search(storage, threshold=0.2, settings=SETTINGS, last=0, **kwargs):
         attackers = {n: make(n, s) for n, s in settings.items()}
         return Search(
-            cuts[-last:], latencies[-last:], store, attackers, floor, threshold=threshold, scale="corrected",
-            resolution=32, storage=storage, **kwargs,
+            cuts[-last:], latencies[-last:], store, attackers, floor, threshold=threshold,
+            scale="corrected", resolution=32, storage=storage, **kwargs,
         )  # fmt: skip
 
     return make_search
