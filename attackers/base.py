@@ -70,10 +70,14 @@ class Context:
 
     def keep(self, key: str, attacker: Attacker, seconds: float) -> None:
         """Offer a fitted attacker to those built on it; `key` is its `repr` before the fit."""
-        self.fitted[key] = Fitted(
-            attacker,
-            seconds + sum(f.seconds for f in self.reused),
+        steps, seconds = self.cost(seconds)
+        self.fitted[key] = Fitted(attacker, seconds, steps)
+
+    def cost(self, seconds: float) -> tuple[int, float]:
+        """Image-steps and seconds, what was taken as fitted counted as if fitted here."""
+        return (
             self.image_steps + sum(f.image_steps for f in self.reused),
+            seconds + sum(f.seconds for f in self.reused),
         )
 
     def report(self, share: float) -> None:

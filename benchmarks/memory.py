@@ -99,11 +99,12 @@ def one(args: argparse.Namespace, cut: str, name: str) -> None:
     arm(context, store, target, attacker)
     made, features = time.monotonic() - start, peak()
     steps: float = args.image_steps
+    trained = True
     if attacker.needs_head:
         if name != "rmle":
             decoder = Decoder()
             key = repr(decoder)
-            fit(decoder, pairs, context, steps, args.seconds)
+            trained = fit(decoder, pairs, context, steps, args.seconds)
             context.keep(key, decoder, 0)
         steps = math.inf
     whole = fit(attacker, pairs, context, steps, args.seconds)
@@ -111,7 +112,8 @@ def one(args: argparse.Namespace, cut: str, name: str) -> None:
         attacker.reconstruct(pairs.test.take(range(16)))
     result = {
         "cut": cut, "shape": list(pairs.train.shape[1:]), "attacker": name, "features_s": made,
-        "features_gib": features, "image_steps": context.image_steps, "whole": whole, "gib": peak(),
+        "features_gib": features, "image_steps": context.image_steps, "whole": whole and trained,
+        "gib": peak(),
     }  # fmt: skip
     print(json.dumps(result))
 

@@ -294,6 +294,7 @@ class Search:
             raise
         seconds = time.monotonic() - start
         self._count(context, seconds)
+        steps, seconds = context.cost(seconds)
         per_image = per_image.round(6)  # what is stored is what is judged
         result = self.score_of(job, per_image)
         key = self.key(cut, self.panel[job[1]])
@@ -307,8 +308,8 @@ class Search:
             "ssim_per_image": per_image.tolist(),
             "complete": not context.stopped_early,
             "settings": repr(attacker),
-            "image_steps": context.image_steps + sum(f.image_steps for f in context.reused),
-            "seconds": round(seconds + sum(f.seconds for f in context.reused), 3),
+            "image_steps": steps,
+            "seconds": round(seconds, 3),
             "note": _note(attacker, again is not None),
         }
         for name, value in attributes.items():
@@ -385,7 +386,8 @@ class Search:
             validation=(pairs.held_out, pairs.held_out_pictures),
             context=context,
         )
-        if not context.stopped_early:
+        # What `--tune` tries is in nobody else's settings.
+        if not context.stopped_early and not to_the_end:
             context.keep(key, attacker, time.monotonic() - start)
         return ssim_of(attacker.reconstruct, pairs.test, pairs.originals)
 

@@ -189,12 +189,12 @@ def _measured(
     per_image = ssim(rebuilt, truth).double().numpy()
     multi = multi_scale_ssim(rebuilt, truth)
     note = "; ".join(filter(None, [*notes, remark(attacker)]))
+    steps, seconds = context.cost(time.monotonic() - start)
     return Result(
         attacker.name, repr(attacker),
         score(per_image, bench.ground.floor, scale=bench.scale, seed=derive_seed(0, "bootstrap")),
         None if multi is None else float(multi.mean()),
         float(psnr(rebuilt, truth).mean()),
         None if bench.lpips is None else float(bench.lpips(rebuilt, truth).mean()),
-        context.image_steps + sum(f.image_steps for f in context.reused),
-        time.monotonic() - start + sum(f.seconds for f in context.reused), note, rebuilt[:SHOWN],
+        steps, seconds, note, rebuilt[:SHOWN],
     )  # fmt: skip

@@ -152,13 +152,15 @@ def _try(
     except BaseException:
         study.tell(trial, state=TrialState.FAIL)
         raise
+    own = time.monotonic() - start
+    steps, seconds = context.cost(own)
     key = search.key(cut, attacker)
     attributes: dict[str, Any] = {
         "tuned": key,  # not "key": a search must not take a tuned attack for a plain one
         "settings": repr(attacker),
         "ssim_per_image": per_image.tolist(),
-        "image_steps": context.image_steps,
-        "seconds": round(time.monotonic() - start, 3),
+        "image_steps": steps,
+        "seconds": round(seconds, 3),
         "note": remark(attacker),
     }
     for name, value in attributes.items():
@@ -167,7 +169,7 @@ def _try(
     study.tell(trial, float(held_out.mean()))
     search.outcome.run += 1
     search.outcome.image_steps += context.image_steps
-    search.outcome.seconds += attributes["seconds"]
+    search.outcome.seconds += own
     if search.on_tuned is not None:
         score = search.score_of(job, per_image)
         search.on_tuned(cut, f"{job[1]}, setting {done + 1} of {trials},", score)

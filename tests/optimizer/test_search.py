@@ -58,6 +58,7 @@ def arena(tiny_loaded, tmp_path):
     floor = floor_of(images, 32, 0)
 
     def make_search(storage, threshold=0.2, settings=SETTINGS, last=0, **kwargs):
+        # `last` 0 is all cuts
         attackers = {n: make(n, s) for n, s in settings.items()}
         return Search(
             cuts[-last:], latencies[-last:], store, attackers, floor, threshold=threshold,
