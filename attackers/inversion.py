@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 DISTANCES = ("l2", "cosine")
-SIZES = ("scored", "input")
+SIZES = ("input", "scored")
+LEVELS: tuple[tuple[int, ...], ...] = ((0,), (0, 2, 4), (2, 3, 4, 5))
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,15 @@ class Objective:
         size: Of the pictures that are descended on: ``scored``, the size they are scored at, or
             ``input``, what the head sees, scaled down afterwards.
         tv: Weight of the total variation (Rudin, Osher and Fatemi, 1992), mean over pixels.
+        levels: The picture descended on is the start plus a sum of pictures, one for each level,
+            smaller by 2**level and scaled up; (0,) is the picture alone. Coarse levels move whole
+            areas in one step, and without level 0 nothing finer than a patch can be made up.
     """
 
     distance: str = "l2"
     tv: float = 0.1
     size: str = "scored"
+    levels: tuple[int, ...] = (0,)
 
 
 def feature_distance(found: torch.Tensor, wanted: torch.Tensor, kind: str) -> torch.Tensor:
@@ -75,14 +80,14 @@ def invert(
         Images (N, 3, R, R) in [0, 1] and their feature distances (N,).
     """
     with torch.enable_grad():
-        images = start.detach().clone().requires_grad_(True)
-        optimiser = torch.optim.Adam([images], lr)
+        picture = _Picture(start, objective.levels)
+        optimiser = torch.optim.Adam(picture.parts, lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps), lr / 20)
         best = start.detach().clone()
         lowest = torch.full((len(start),), torch.inf, device=start.device)
         distances = lowest.clone()
         for step in range(steps + 1):
-            inside = images.clamp(0, 1)
+            inside = picture().clamp(0, 1)
             distance = feature_distance(head(resized(inside, side)), wanted, objective.distance)
             loss = distance + objective.tv * total_variation(inside)
             with torch.no_grad():
@@ -96,10 +101,35 @@ def invert(
             loss.sum().backward()
             optimiser.step()
             schedule.step()
-            with torch.no_grad():
-                images.clamp_(0, 1)
+            picture.pull_inside()
             on_step()
     return best, distances.detach()
+
+
+class _Picture:
+    """Images (N, 3, R, R) as a start and changes to it at several levels."""
+
+    def __init__(self, start: torch.Tensor, levels: tuple[int, ...]) -> None:
+        self.start = start.detach()
+        self.finest = levels.index(0) if 0 in levels else None
+        self.parts = [
+            torch.zeros(*start.shape[:2], *(max(1, n >> level) for n in start.shape[2:]),
+                        device=start.device, requires_grad=True)
+            for level in levels
+        ]  # fmt: skip
+
+    def __call__(self) -> torch.Tensor:
+        total = self.start
+        for part in self.parts:
+            total = total + resized(part, total.shape[-1])
+        return total
+
+    def pull_inside(self) -> None:
+        """Take back what left [0, 1], where there is a level that can."""
+        if self.finest is not None:
+            with torch.no_grad():
+                total = self()
+                self.parts[self.finest] += total.clamp(0, 1) - total
 
 
 def resized(images: torch.Tensor, side: int) -> torch.Tensor:

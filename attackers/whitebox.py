@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ..errors import AttackError
 from .base import Attacker, Context, Range, Tunable, as_features
-from .inversion import DISTANCES, SIZES, Head, Objective, invert, resized
+from .inversion import DISTANCES, LEVELS, SIZES, Head, Objective, invert, resized
 from .rows import Rows
 from .scoring import ssim_of
 
@@ -25,8 +25,9 @@ class WhiteBox(Attacker):
         batch: Images inverted together.
         tvs: Weights of total variation that are tried.
         distances: Feature distances that are tried.
-        tuning_images: Validation images that weight, distance and size are chosen on.
+        tuning_images: Validation images that weight, distance, size and levels are chosen on.
         sizes: Sizes of the pictures descended on that are tried; see `Objective`.
+        levels: Levels of the pictures descended on that are tried; see `Objective`.
     """
 
     white_box: ClassVar[bool] = True
@@ -39,6 +40,7 @@ class WhiteBox(Attacker):
     distances: tuple[str, ...] = DISTANCES
     tuning_images: int = 16
     sizes: tuple[str, ...] = SIZES
+    levels: tuple[tuple[int, ...], ...] = LEVELS
     objective: Objective | None = field(default=None, init=False)
     _head: Head | None = field(default=None, init=False)
     _side: int = field(default=0, init=False)
@@ -53,23 +55,29 @@ class WhiteBox(Attacker):
         return context
 
     def _choose(self, features: Rows, images: np.ndarray, resolution: int) -> None:
-        """Take what rebuilds validation images best; None is no descent."""
+        """Take what rebuilds validation images best, one choice after the other, twice."""
         few = min(self.tuning_images, len(images))
         # Where the head sees what is scored there is one size.
         sizes = self.sizes if self._side != resolution else self.sizes[:1]
-        choices: list[Objective | None] = [
-            Objective(d, tv, size) for d in self.distances for tv in self.tvs for size in sizes
-        ]
-        if self.keeps_start:
-            choices.append(None)
-        best, chosen = -np.inf, choices[-1]
-        for i, choice in enumerate(choices):
-            self.objective = choice
-            value = float(ssim_of(self.reconstruct, features.take(range(few)), images[:few]).mean())
-            if value > best:
-                best, chosen = value, choice
-            self._context.report((i + 1) / len(choices))
-        self.objective = chosen
+        axes: dict[str, tuple[Any, ...]] = {
+            "size": sizes, "tv": self.tvs, "levels": self.levels, "distance": self.distances,
+        }  # fmt: skip
+        tried: dict[Objective | None, float] = {}
+        most = 2 * sum(map(len, axes.values()))
+
+        def value_of(objective: Objective | None) -> float:
+            if objective not in tried:
+                self.objective = objective
+                found = ssim_of(self.reconstruct, features.take(range(few)), images[:few])
+                tried[objective] = float(found.mean())
+                self._context.report(min(1.0, len(tried) / most))
+            return tried[objective]
+
+        chosen = Objective(**{name: values[0] for name, values in axes.items()})
+        for name, values in (*axes.items(), *axes.items()):
+            chosen = max((replace(chosen, **{name: value}) for value in values), key=value_of)
+        keep = self.keeps_start and value_of(None) >= value_of(chosen)
+        self.objective = None if keep else chosen
 
     keeps_start: ClassVar[bool] = False  # whether the start alone may be the answer
 

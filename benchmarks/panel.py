@@ -30,26 +30,19 @@ NAMES = ("linear", "decoder", "cgan", "rmle", "hybrid", "ensemble")
 TOLERANCE = 0.005  # by how much the decoder may fall below the linear attacker
 
 
-def budget(
-    split: Split, resolution: int, steps: int, tuning: int, epochs: int, both_sizes: bool
-) -> Budget:
-    """Small settings for every attacker.
-
-    White-box ones try two sizes of picture and three weights of total variation, or one of each.
-    """
+def budget(split: Split, resolution: int, steps: int, tuning: int, epochs: int) -> Budget:
+    """Small settings for every attacker; white-box ones choose size, weight and levels."""
     linear = Linear(max_cells=40_000, max_terms=1300)
     decoder = Decoder(epochs=epochs, width=64, blocks=1, batch=8, patience=0, linear=linear)
     few: dict[str, Any] = {
         "steps": steps, "batch": 8, "distances": ("l2",), "tuning_images": tuning,
-        "sizes": ("scored", "input") if both_sizes else ("scored",),
-        "tvs": (0.03, 3.0, 30.0) if both_sizes else (0.03,),
     }  # fmt: skip
-    hybrid = Hybrid(**few, lr=0.01 if both_sizes else 0.05, decoder=decoder)
-    rmle = Rmle(**few, lr=0.05, restarts=1)
+    hybrid = Hybrid(**few, lr=0.01, tvs=(0.0, 1.0), decoder=decoder)
+    rmle = Rmle(**few, lr=0.05, tvs=(3.0, 0.3, 30.0), restarts=1)
     settings = {
         "linear": linear.settings(),
         "decoder": decoder.settings(),
-        "cgan": {"epochs": epochs, "width": 64},
+        "cgan": {"epochs": epochs, "width": 32},
         "rmle": rmle.settings(),
         "hybrid": hybrid.settings(),
         "ensemble": {**few, "hybrid": hybrid, "rmle": rmle},
@@ -115,17 +108,10 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40, help="of the white-box attackers")
     parser.add_argument("--tuning", type=int, default=6, help="images they choose settings on")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument(
-        "--one-size", action="store_true",
-        help="white-box attackers work on pictures of the scored size only, with one setting",
-    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("panel.json"))
     args = parser.parse_args()
     names = args.attackers.split(",")
-    small = budget(
-        Split(*args.images), args.resolution, args.steps, args.tuning, args.epochs,
-        not args.one_size,
-    )  # fmt: skip
+    small = budget(Split(*args.images), args.resolution, args.steps, args.tuning, args.epochs)
     results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.is_file() else []
     done = {r["cut"] for r in results}
     model = load_model(args.model, weights="none", input_size=args.input_size)

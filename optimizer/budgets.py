@@ -56,11 +56,13 @@ _QUICK_DECODER = Decoder(epochs=3, width=64, blocks=1, batch=8, patience=0, line
 _FEW_STEPS: dict[str, Any] = {
     "steps": 20, "batch": 8, "distances": ("l2",), "tuning_images": 8,
 }  # fmt: skip
-_RMLE: dict[str, Any] = {**_FEW_STEPS, "lr": 0.05, "tvs": (0.3, 3.0, 30.0), "restarts": 1}
+_RMLE: dict[str, Any] = {**_FEW_STEPS, "lr": 0.05, "tvs": (3.0, 0.3, 30.0), "restarts": 1}
 # From a good start small steps go further.
 _HYBRID: dict[str, Any] = {
-    **_FEW_STEPS, "lr": 0.01, "tvs": (0.0, 0.03, 1.0), "decoder": _QUICK_DECODER,
+    **_FEW_STEPS, "lr": 0.01, "tvs": (0.0, 1.0), "decoder": _QUICK_DECODER,
 }  # fmt: skip
+_DECODER = Decoder(epochs=30)
+_FULL_DECODER = Decoder(epochs=100, width=128, blocks=3, patience=15)
 
 BUDGETS = {
     "quick": Budget(
@@ -86,7 +88,12 @@ BUDGETS = {
         Split(1000, 150, 250),
         None,
         400,
-        {"linear": {}, "decoder": {"epochs": 30}},
+        {
+            "linear": {},
+            "decoder": _DECODER.settings(),
+            "hybrid": {"steps": 150, "decoder": _DECODER},
+        },
+        {"ensemble": {"hybrid": Hybrid(steps=150, decoder=_DECODER)}},
     ),
     "full": Budget(
         "full",
@@ -94,13 +101,20 @@ BUDGETS = {
         Split(4000, 400, 600),
         None,
         1000,
-        {"linear": {}, "decoder": {"epochs": 100, "width": 128, "blocks": 3, "patience": 15}},
+        {
+            "linear": {},
+            "decoder": _FULL_DECODER.settings(),
+            "cgan": {},
+            "rmle": {},
+            "hybrid": {"decoder": _FULL_DECODER},
+            "ensemble": {"hybrid": Hybrid(decoder=_FULL_DECODER)},
+        },
     ),
 }
 
 
 def evidence_of(budget: Budget, panel: Collection[str], images: int, resolution: int) -> Evidence:
-    """What a run's results are worth: the budget's label only if the run had all of it.
+    """What a run's results are worth: the label of the largest budget that the run had all of.
 
     Args:
         budget: The level asked for.
@@ -108,12 +122,15 @@ def evidence_of(budget: Budget, panel: Collection[str], images: int, resolution:
         images: How many images there were.
         resolution: Side in pixels at which they were scored; below 112 nothing is certified.
     """
-    if set(budget.settings) - set(panel) or resolution < 112:
+    if resolution < 112:
         return "screening"
-    levels = [b for b in BUDGETS.values() if b.split.total <= images]
     order: list[Evidence] = ["screening", "standard", "full"]
-    reached = max((order.index(b.evidence) for b in levels), default=0)
-    return order[min(reached, order.index(budget.evidence))]
+    levels = [
+        order.index(b.evidence)
+        for b in BUDGETS.values()
+        if b.split.total <= images and set(b.settings) <= set(panel)
+    ]
+    return order[min(order.index(budget.evidence), max(levels, default=0))]
 
 
 def pick(

@@ -37,7 +37,7 @@ from .rule import Evidence, judge
 from .sampler import PRIVACY, NothingLeft, SuffixSampler
 from .storage import KILLED, fail_orphans, finished, owner
 
-ATTACK_VERSION = 2  # raise when an attacker's code changes what it can reach
+ATTACK_VERSION = 3  # raise when an attacker's code changes what it can reach
 _CUTS_KEPT = 2  # of how many cuts fitted attackers stay, for those that are built on them
 
 

@@ -426,14 +426,28 @@ def test_wrong_arguments(tiny_loaded, small, kwargs, message):
 
 def test_evidence_is_what_the_run_had():
     full, standard = BUDGETS["full"], BUDGETS["standard"]
-    panel = ["linear", "decoder"]
-    assert evidence_of(full, panel, 5000, 224) == "full"
-    assert evidence_of(full, panel, 1700, 224) == "standard"
-    assert evidence_of(full, panel, 500, 224) == "screening"
-    assert evidence_of(standard, panel, 5000, 224) == "standard"
+    everyone, three = list(full.settings), ["linear", "decoder", "hybrid"]
+    assert evidence_of(full, everyone, 5000, 224) == "full"
+    assert evidence_of(full, everyone, 1700, 224) == "standard"
+    assert evidence_of(full, everyone, 500, 224) == "screening"
+    assert evidence_of(full, three, 5000, 224) == "standard", "not the panel of full"
+    assert evidence_of(standard, everyone, 5000, 224) == "standard"
+    assert evidence_of(standard, three, 5000, 224) == "standard"
+    assert evidence_of(standard, ["linear", "decoder"], 5000, 224) == "screening"
     assert evidence_of(standard, ["linear"], 5000, 224) == "screening"
-    assert evidence_of(standard, panel, 5000, 64) == "screening"
-    assert evidence_of(BUDGETS["quick"], panel, 5000, 224) == "screening"
+    assert evidence_of(standard, three, 5000, 64) == "screening"
+    assert evidence_of(BUDGETS["quick"], everyone, 5000, 224) == "screening"
+
+
+def test_panels_that_certify_are_white_box_and_share_one_decoder():
+    for name in ("standard", "full"):
+        panel = BUDGETS[name].panel()
+        assert {"linear", "decoder", "hybrid"} <= set(panel)
+        assert repr(panel["hybrid"].decoder) == repr(panel["decoder"])
+    full = BUDGETS["full"].panel()
+    assert list(full) == ["linear", "decoder", "cgan", "rmle", "hybrid", "ensemble"]
+    assert repr(full["ensemble"].hybrid) == repr(full["hybrid"])
+    assert repr(full["ensemble"].rmle) == repr(full["rmle"])
 
 
 def test_budgets_are_labelled():
