@@ -102,10 +102,19 @@ class FeatureStore:
         mean, scale = (torch.from_numpy(a).to(self.device) for a in self._stats([cut])[cut.node])
 
         def run(unit: torch.Tensor) -> torch.Tensor:
-            maps = to_map(module(self.preprocessing.normalise(unit))[0])
+            parts = unit.split(self.graph.fixed_batch or max(1, len(unit)))
+            maps = torch.cat([self._maps(module, part)[0] for part in parts])
             return (maps - mean) * scale
 
         return run
+
+    def _maps(self, module: torch.nn.Module, unit: torch.Tensor) -> list[torch.Tensor]:
+        """One map a cut; a batch too small for the graph is filled up for the pass."""
+        real, wanted = len(unit), self.graph.fixed_batch or 0
+        if real < wanted:
+            unit = torch.cat([unit, unit[:1].expand(wanted - real, -1, -1, -1)])
+        groups = module(self.preprocessing.normalise(unit))
+        return [to_map(group)[:real] for group in groups]
 
     def _folder(self, cut: Cut) -> Path:
         names = hash_json([spec.name for spec in cut.boundary])[:12]
@@ -156,13 +165,9 @@ class FeatureStore:
         with torch.inference_mode():
             for start in range(0, len(images), self.batch):
                 unit = to_float(images[start : start + self.batch]).to(self.device)
-                real = len(unit)
-                if self.graph.fixed_batch and real < self.batch:
-                    unit = torch.cat([unit, unit[:1].expand(self.batch - real, -1, -1, -1)])
-                groups = module(self.preprocessing.normalise(unit))
-                yield real, [to_map(group)[:real] for group in groups]
+                yield len(unit), self._maps(module, unit)
                 if self.on_progress is not None:
-                    self.on_progress(what, min(1.0, (start + real) / len(images)))
+                    self.on_progress(what, min(1.0, (start + len(unit)) / len(images)))
 
     def _stats(self, cuts: Sequence[Cut]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """Per channel mean and reciprocal standard deviation over training images, (1, C, 1, 1)."""

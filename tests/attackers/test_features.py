@@ -114,3 +114,24 @@ def test_a_head_that_overflows_is_an_error_not_protection(leaves, tmp_path):
     store = store_of(Scaled(float("inf")), leaves, tmp_path)
     with pytest.raises(AttackError, match="not finite"):
         store.rows(store.graph.cut("mul"), "train")
+
+
+class OneAtATime(Scaled):
+    """Written for one image: it cannot run on a batch."""
+
+    def forward(self, x):
+        x = self.conv(x).view(1, 12, 16, 16)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_head_of_a_graph_with_a_fixed_batch(leaves, tmp_path):
+    store = store_of(OneAtATime(1.0), leaves[:, :, :48, :48], tmp_path)
+    assert store.graph.fixed_batch == 1
+    cut = store.graph.cut("view")
+    stored = torch.from_numpy(store.rows(cut, "test").take(range(3))).float()
+    unit = torch.from_numpy(leaves[130:133, :, :48, :48]).float() / 255
+    unit.requires_grad_(True)
+    maps = store.head(cut)(unit)
+    assert torch.allclose(maps, stored, atol=2e-2)
+    maps.square().sum().backward()
+    assert all(float(g.abs().sum()) > 0 for g in unit.grad)

@@ -1,0 +1,99 @@
+"""What white-box descent reaches by total variation, levels and size, from both starts.
+
+    python benchmarks/whitebox.py --model mobilenet_v2 --weights FILE --mean 0.5 --std 0.5
+        --data FOLDER --cuts features.3.add features.7.conv.3
+
+Raw SSIM, mean over unseen images, as a Markdown table: `hybrid` from the decoder's picture, `rmle`
+from the mean image, each with every setting instead of the one that it would choose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from partopt.attackers.base import Context
+from partopt.attackers.decoder import Decoder
+from partopt.attackers.hybrid import Hybrid
+from partopt.attackers.inversion import LEVELS, SIZES, Objective
+from partopt.attackers.linear import Linear
+from partopt.attackers.rmle import Rmle
+from partopt.attackers.scoring import ssim_of
+from partopt.datasets import Split
+from partopt.optimizer.budgets import Budget
+from partopt.optimizer.find import Silent
+from partopt.optimizer.ground import lay
+from partopt.optimizer.pairs import arm, pairs_of
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="efficientnet_b0")
+    parser.add_argument("--weights", default="DEFAULT")
+    parser.add_argument("--mean", type=float, nargs="*")
+    parser.add_argument("--std", type=float, nargs="*")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--cuts", nargs="+", required=True)
+    parser.add_argument("--images", type=int, nargs=3, default=[256, 48, 32])
+    parser.add_argument("--tried-on", type=int, default=8, help="test images")
+    parser.add_argument("--resolution", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--tvs", type=float, nargs="+", default=[0.3, 3.0, 30.0])
+    args = parser.parse_args()
+    decoder = Decoder(
+        epochs=3, width=64, blocks=1, batch=8, patience=0,
+        linear=Linear(max_cells=40_000, max_terms=1300),
+    )  # fmt: skip
+    few = {"steps": args.steps, "batch": 8, "tuning_images": 1, "tvs": (0.0,), "sizes": ("input",),
+           "levels": ((0,),), "distances": ("l2",)}  # fmt: skip
+    hybrid, rmle = Hybrid(**few, lr=0.01, decoder=decoder), Rmle(**few, lr=0.05, restarts=1)
+    small = Budget(
+        "quick", "screening", Split(*args.images), args.resolution, 20,
+        {"hybrid": hybrid.settings(), "rmle": rmle.settings()},
+    )  # fmt: skip
+    ground = lay(
+        args.model, args.cuts, Silent(), weights=args.weights, mean=args.mean, std=args.std,
+        data=args.data, budget=small,
+    )  # fmt: skip
+    print(f"floor {ground.floor.mean():.3f}, start: the picture as it is before the descent\n")
+    print("| cut | attacker | size | total variation | start | "
+          + " | ".join(f"levels {', '.join(map(str, levels))}" for levels in LEVELS)
+          + " | seconds a cell |\n" + "|---" * (6 + len(LEVELS)) + "|")  # fmt: skip
+    for cut in ground.cuts:
+        for attacker in (replace(hybrid), replace(rmle)):
+            pairs = pairs_of(ground.store, cut, attacker, ground.pictures, ground.cuts)
+            context = Context()
+            arm(context, ground.store, cut, attacker)
+            attacker.fit(
+                pairs.train, pairs.targets, validation=(pairs.held_out, pairs.held_out_pictures),
+                context=context,
+            )  # fmt: skip
+            maps, truth = pairs.test.take(range(args.tried_on)), pairs.originals[: args.tried_on]
+
+            def reached(
+                steps: int, objective: Objective, attacker=attacker, maps=maps, truth=truth
+            ) -> float:
+                attacker.objective, attacker.steps = objective, steps
+                return float(ssim_of(attacker.reconstruct, maps, truth).mean())
+
+            for size, tv in itertools.product(SIZES, args.tvs):
+                start = time.monotonic()
+                values = [reached(args.steps, Objective("l2", tv, size, lv)) for lv in LEVELS]
+                each = (time.monotonic() - start) / len(LEVELS)
+                best = max(values)
+                cells = " | ".join(f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in values)
+                before = reached(0, Objective("l2", tv, size))
+                print(f"| `{cut.name}` | {attacker.name} | {size} | {tv:g} | {before:.3f} | "
+                      f"{cells} | {each:.0f} |", flush=True)  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    sys.exit(main())
