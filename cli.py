@@ -265,6 +265,12 @@ def attack(
     images_out: Annotated[
         Path | None, typer.Option(help="PNG: originals over reconstructions")
     ] = None,
+    show_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--show", help="Folder of pictures for --images-out, not scored [test images]"
+        ),
+    ] = None,
     seed: Seed = 0,
     strict: Strict = False,
     trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
@@ -275,9 +281,12 @@ def attack(
     debug: Debug = False,
 ) -> None:
     """Run attackers on one cut: scores beside the floor, and pictures."""
+    from .errors import UsageError
     from .optimizer.single import attack_cut
     from .reporting.attacked import as_dict, table
 
+    if show_folder is not None and images_out is None:
+        raise UsageError(f"`show` got {str(show_folder)!r}, which needs --images-out; add it")
     with Shown() as shown:
         found = attack_cut(
             model,
@@ -294,6 +303,7 @@ def attack(
             mean=numbers("mean", mean),
             std=numbers("std", std),
             input_size=input_size,
+            show=show_folder,
             watcher=shown,
         )
     if as_json:

@@ -115,7 +115,7 @@ def load_images(
     folder = Path(data)
     if not folder.is_dir():
         raise UsageError(f"`data` got {str(data)!r}, which is no folder; give a folder of images")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    paths = _files_in(folder)
     order = np.random.default_rng(seed).permutation(len(paths))
     taken, names, skipped = _decode_until(
         [paths[i] for i in order], folder, preprocessing, split.total, jobs
@@ -137,6 +137,26 @@ def load_images(
         split = split.shrunk_to(len(taken))
     source = f"folder: {folder.name}, {len(taken)} of {len(paths)} images, seed {seed}"
     return _finish(np.stack(taken), split, source, names, skipped, warnings)
+
+
+def pictures_in(folder: str | Path, preprocessing: Preprocessing, most: int) -> np.ndarray:
+    """The first images of a folder by name, uint8 (N, 3, S, S) at the model's input size S.
+
+    Raises:
+        UsageError: `folder` is none, or holds no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"`show` got {str(folder)!r}, which is no folder; give a folder of images")
+    taken, _, skipped = _decode_until(_files_in(folder), folder, preprocessing, most, 1)
+    if not taken:
+        bad = f" ({skipped[0]})" if skipped else ""
+        raise UsageError(f"`show` got {str(folder)!r} without a usable image{bad}; add one")
+    return np.stack(taken)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
 def _telemetry(

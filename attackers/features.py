@@ -96,6 +96,14 @@ class FeatureStore:
         shape = json.loads((folder / f"{part}.json").read_text())["shape"]
         return Rows([(folder / f"{part}.f16", tuple(shape), "float16")])
 
+    def maps_of(self, cut: Cut, images: np.ndarray) -> np.ndarray:
+        """Maps of other images (uint8, at the model's input size), as `rows` would hold them."""
+        stats = self._stats([cut])[cut.node]
+        parts = [
+            self._normal(maps[0], stats) for _, maps in self._forward([cut], images, "features")
+        ]
+        return np.concatenate(parts)
+
     def head(self, cut: Cut) -> Callable[[torch.Tensor], torch.Tensor]:
         """The public head as white-box attackers use it: images in [0, 1] to normalised maps."""
         module = capture(self.graph, [cut]).to(self.device)
@@ -230,7 +238,6 @@ class FeatureStore:
         parts: Sequence[str],
         stats: dict[int, tuple[np.ndarray, np.ndarray]],
     ) -> None:
-        scaling = [tuple(torch.from_numpy(a).to(self.device) for a in stats[c.node]) for c in cuts]
         for part in parts:
             images = self._images_of(part)
             shapes: list[tuple[int, ...]] = []
@@ -241,14 +248,19 @@ class FeatureStore:
                     files.append(stack.enter_context(open(path, "wb")))
                 for _, maps in self._forward(cuts, images, f"features ({part})"):
                     shapes = [tuple(m.shape[1:]) for m in maps]
-                    for m, (mean, scale), file in zip(maps, scaling, files, strict=True):
-                        normal = ((m - mean) * scale).clamp_(-_LARGEST, _LARGEST)
-                        file.write(normal.half().contiguous().cpu().numpy().data)
+                    for m, cut, file in zip(maps, cuts, files, strict=True):
+                        file.write(self._normal(m, stats[cut.node]).data)
                 for file in files:
                     file.flush()
             for cut, shape in zip(cuts, shapes, strict=True):
                 with written_whole(self._folder(cut) / f"{part}.json") as path:
                     path.write_text(json.dumps({"shape": [len(images), *shape]}))
+
+    def _normal(self, maps: torch.Tensor, stats: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Normalised, as half precision holds it."""
+        mean, scale = (torch.from_numpy(a).to(self.device) for a in stats)
+        normal = ((maps - mean) * scale).clamp_(-_LARGEST, _LARGEST)
+        return normal.half().contiguous().cpu().numpy()
 
     def _make_room(self, needed: int, keep: set[Path]) -> None:
         """Remove the oldest cuts' files until `needed` more bytes fit the budget."""

@@ -69,10 +69,10 @@ def line(found: dict[str, Any]) -> list[str]:
 
 
 def wide(results: list[dict[str, Any]], names: list[str]) -> str:
-    """One line a cut: score and, smaller, raw SSIM of each attacker."""
+    """One line a cut: raw SSIM / score (interval), seconds; the panel's maximum is bold."""
     lines = [
-        "| cut | " + " | ".join(names) + " | panel |",
-        "|---" * (len(names) + 2) + "|",
+        "| cut | " + " | ".join(f"`{n}`" for n in names) + " |",
+        "|---" * (len(names) + 1) + "|",
     ]
     for found in results:
         by_name = {r["attacker"]: r for r in found["results"]}
@@ -83,12 +83,12 @@ def wide(results: list[dict[str, Any]], names: list[str]) -> str:
             if r is None or s is None:
                 cells.append("failed")
                 continue
+            value = f"{s['value']:.2f}"
+            value = f"**{value}**" if name == found["strongest"] else value
             cells.append(
-                f"{s['raw']:.3f} / {s['value']:.2f} ({s['low']:.2f}-{s['high']:.2f}) "
-                f"{r['seconds']:.0f} s"
+                f"{s['raw']:.3f} / {value} ({s['low']:.2f}-{s['high']:.2f}), {r['seconds']:.0f} s"
             )
-        top = max(r["score"]["value"] for r in found["results"] if r["score"])
-        lines.append(f"| `{found['cut']}` | " + " | ".join(cells) + f" | {top:.2f} |")
+        lines.append(f"| `{found['cut']}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -126,6 +126,8 @@ def main() -> int:
         print("\n".join(line(results[-1])), flush=True)
         args.out.write_text(json.dumps(results, indent=1))
     results.sort(key=lambda r: cuts.index(r["cut"]) if r["cut"] in cuts else -1)
+    if results:
+        print(f"{args.model}, floor {results[0]['floor']:.3f}\n")
     print(wide(results, names))
     bad = []
     for found in results:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..attackers.base import Attacker, Context, Fitted, as_images, remark
 from ..attackers.metrics import lpips_measure, multi_scale_ssim, psnr
 from ..attackers.pictures import sheet
 from ..attackers.scoring import Score, score, ssim
+from ..datasets import at_resolution, pictures_in
 from ..errors import PartoptError
 from ..graph import Cut
 from ..hashing import derive_seed
@@ -86,10 +87,14 @@ def attack_cuts(
     *,
     scale: str = "corrected",
     seed: int = 0,
+    show: str | Path | None = None,
     watcher: Watcher | None = None,
     **arguments: Any,
 ) -> Iterator[CutAttack]:
     """Run attackers on cuts, one after the other; arguments besides these as in `lay`.
+
+    Pictures are of the first test images, or of those in the folder `show`, which are rebuilt like
+    them and count for no figure.
 
     Nothing is stored but feature maps. An attacker that is built on another one of the panel takes
     it as fitted; its seconds and image-steps count all the same. A failed attacker is tried once
@@ -98,8 +103,12 @@ def attack_cuts(
     watcher = watcher or Silent()
     ground = lay(model, cuts, watcher, seed=seed, **arguments)
     images, lpips = ground.images, lpips_measure()
+    shown = pictures_in(show, ground.loaded.preprocessing, SHOWN) if show is not None else None
+    originals = ground.pictures[slice(*images.bounds("test"))][:SHOWN]
+    if shown is not None:
+        originals = at_resolution(shown, ground.side)
     for i, target in enumerate(ground.cuts):
-        bench = _Bench(ground, target, tuple(ground.cuts[i + 1 :]), scale, lpips)
+        bench = _Bench(ground, target, tuple(ground.cuts[i + 1 :]), scale, lpips, shown)
         fitted: dict[str, Fitted] = {}
         results = []
         for name, attacker in ground.panel.items():
@@ -114,8 +123,7 @@ def attack_cuts(
         yield CutAttack(
             ground.loaded.spec, ground.loaded.weights, target.name, images.source, ground.side,
             {p: len(images.part(p)) for p in ("train", "validation", "test")},
-            float(ground.floor.mean()), results,
-            ground.pictures[slice(*images.bounds("test"))][:SHOWN],
+            float(ground.floor.mean()), results, originals,
             [*ground.warnings, *_budget_warnings(ground.budget)],
         )  # fmt: skip
 
@@ -135,6 +143,7 @@ class _Bench:
     later: tuple[Cut, ...]
     scale: str
     lpips: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
+    shown: np.ndarray | None
 
 
 def _one(bench: _Bench, attacker: Attacker, context: Context) -> Result:
@@ -144,21 +153,24 @@ def _one(bench: _Bench, attacker: Attacker, context: Context) -> Result:
     start = time.monotonic()
     while tried is not None:
         try:
-            rebuilt, originals = _fitted(bench, tried, context)
+            rebuilt, originals, pictures = _fitted(bench, tried, context)
         except (PartoptError, RuntimeError, MemoryError, ValueError) as error:
             first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             notes.append(f"failed: {first}")
             tried = tried.safer() if len(notes) == 1 else None
             continue
-        return _measured(bench, tried, rebuilt, originals, context, notes, start)
+        measured = _measured(bench, tried, rebuilt, originals, context, notes, start)
+        return replace(measured, rebuilt=pictures)
     return Result(
         attacker.name, repr(attacker), None, None, None, None, context.image_steps,
         time.monotonic() - start, "; ".join(notes),
     )  # fmt: skip
 
 
-def _fitted(bench: _Bench, attacker: Attacker, context: Context) -> tuple[torch.Tensor, np.ndarray]:
-    """Reconstructions of the test images, and those images."""
+def _fitted(
+    bench: _Bench, attacker: Attacker, context: Context
+) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
+    """Reconstructions of the test images, those images, and reconstructions to be shown."""
     ground = bench.ground
     pairs = pairs_of(ground.store, bench.cut, attacker, ground.pictures, bench.later)
     arm(context, ground.store, bench.cut, attacker)
@@ -173,7 +185,11 @@ def _fitted(bench: _Bench, attacker: Attacker, context: Context) -> tuple[torch.
         for i in range(0, len(pairs.originals), 16):
             index = range(i, min(i + 16, len(pairs.originals)))
             parts.append(attacker.reconstruct(pairs.test.take(index)).cpu())
-    return torch.cat(parts), pairs.originals
+        if bench.shown is None:
+            pictures = torch.cat(parts)[:SHOWN]
+        else:
+            pictures = attacker.reconstruct(ground.store.maps_of(bench.cut, bench.shown)).cpu()
+    return torch.cat(parts), pairs.originals, pictures
 
 
 def _measured(
@@ -196,5 +212,5 @@ def _measured(
         None if multi is None else float(multi.mean()),
         float(psnr(rebuilt, truth).mean()),
         None if bench.lpips is None else float(bench.lpips(rebuilt, truth).mean()),
-        steps, seconds, note, rebuilt[:SHOWN],
+        steps, seconds, note,
     )  # fmt: skip

@@ -1,13 +1,17 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from partopt.attackers import panel as registry
+from partopt.attackers.base import as_images
 from partopt.attackers.linear import Linear
+from partopt.attackers.scoring import ssim
 from partopt.datasets import Split
-from partopt.errors import AttackError, CutError
+from partopt.dead_leaves import dead_leaves
+from partopt.errors import AttackError, CutError, UsageError
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.single import SHOWN, attack_cut
 from partopt.reporting.attacked import as_dict, table
@@ -48,6 +52,33 @@ def test_the_panel_on_one_cut(arguments, tmp_path):
     found.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as page:
         assert page.size == (120 + SHOWN * 32, 3 * 32)
+
+
+def test_pictures_of_ones_own_are_rebuilt_and_not_scored(arguments, tmp_path):
+    plain = attack_cut(**arguments, attackers=["linear"])
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    dark, bright = (
+        dead_leaves(2, 40, seed=9) // 2 + np.array([0, 127], np.uint8)[:, None, None, None]
+    )
+    for name, image in (("b", bright), ("a", dark)):
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{name}.png")
+    found = attack_cut(**arguments, attackers=["linear"], show=folder)
+    assert found.results[0].score == plain.results[0].score
+    assert found.originals.shape == found.results[0].rebuilt.shape == (2, 3, 32, 32)
+    likeness = ssim(found.results[0].rebuilt, as_images(found.originals))
+    assert float(likeness.mean()) > float(ssim(found.results[0].rebuilt.flip(0),
+                                               as_images(found.originals)).mean())  # fmt: skip
+    assert found.originals[0].mean() < found.originals[1].mean(), "by name"
+
+
+def test_pictures_that_cannot_be_shown(arguments, tmp_path):
+    with pytest.raises(UsageError, match="which is no folder"):
+        attack_cut(**arguments, attackers=["linear"], show=tmp_path / "nowhere")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
+    with pytest.raises(UsageError, match="without a usable image"):
+        attack_cut(**arguments, attackers=["linear"], show=tmp_path / "bad")
 
 
 def test_a_failure_is_said_and_nothing_stands_for_it(arguments, monkeypatch):
