@@ -7,10 +7,10 @@ Prints raw SSIM on unseen photos and the seconds that fitting took, features not
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from pathlib import Path
+
+from _shared import parser_of
 
 from partopt.attackers.features import FeatureStore
 from partopt.attackers.panel import make
@@ -21,12 +21,7 @@ from partopt.models import load_model
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="mobilenet_v2")
-    parser.add_argument("--weights", default="DEFAULT")
-    parser.add_argument("--mean", type=float, nargs="*")
-    parser.add_argument("--std", type=float, nargs="*")
-    parser.add_argument("--data", type=Path)
+    parser = parser_of(__doc__, "mobilenet_v2")
     parser.add_argument("--photos", type=int, default=500)
     parser.add_argument(
         "--cuts", nargs="*", default=["features.0", "features.3", "features.6", "features.10"]

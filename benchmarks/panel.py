@@ -10,16 +10,13 @@ their cost counts it all the same. Cuts that stand in --out already are not atta
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from partopt.attackers.decoder import Decoder
-from partopt.attackers.hybrid import Hybrid
-from partopt.attackers.linear import Linear
-from partopt.attackers.rmle import Rmle
+from _shared import parser_of, small_decoder, small_white_box
+
 from partopt.datasets import Split
 from partopt.models import load_model
 from partopt.optimizer.budgets import Budget
@@ -32,20 +29,15 @@ TOLERANCE = 0.005  # by how much the decoder may fall below the linear attacker
 
 def budget(split: Split, resolution: int, steps: int, tuning: int, epochs: int) -> Budget:
     """Small settings for every attacker; white-box ones choose size, weight and levels."""
-    linear = Linear(max_cells=40_000, max_terms=1300)
-    decoder = Decoder(epochs=epochs, width=64, blocks=1, batch=8, patience=0, linear=linear)
-    few: dict[str, Any] = {
-        "steps": steps, "batch": 8, "distances": ("l2",), "tuning_images": tuning,
-    }  # fmt: skip
-    hybrid = Hybrid(**few, lr=0.01, tvs=(0.0, 1.0), decoder=decoder)
-    rmle = Rmle(**few, lr=0.05, tvs=(3.0, 0.3, 30.0), restarts=1)
+    decoder = small_decoder(epochs)
+    hybrid, rmle = small_white_box(decoder, steps, tuning)
     settings = {
-        "linear": linear.settings(),
+        "linear": decoder.linear.settings(),
         "decoder": decoder.settings(),
         "cgan": {"epochs": epochs, "width": 32},
         "rmle": rmle.settings(),
         "hybrid": hybrid.settings(),
-        "ensemble": {**few, "hybrid": hybrid, "rmle": rmle},
+        "ensemble": {"batch": 8, "tuning_images": tuning, "hybrid": hybrid, "rmle": rmle},
     }
     return Budget("quick", "screening", split, resolution, 20, settings)
 
@@ -93,12 +85,7 @@ def wide(results: list[dict[str, Any]], names: list[str]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="efficientnet_b0")
-    parser.add_argument("--weights", default="DEFAULT")
-    parser.add_argument("--mean", type=float, nargs="*")
-    parser.add_argument("--std", type=float, nargs="*")
-    parser.add_argument("--data", type=Path)
+    parser = parser_of(__doc__, "efficientnet_b0")
     parser.add_argument("--cuts", default="stage", help="clean, all, stage, paper or names")
     parser.add_argument("--max-cuts", type=int, default=24)
     parser.add_argument("--attackers", default=",".join(NAMES))

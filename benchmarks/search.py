@@ -9,11 +9,10 @@ and whether both return the same cut.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 import optuna
+from _shared import parser_of
 
 from partopt.attackers.features import FeatureStore
 from partopt.cache import cache_dir
@@ -28,12 +27,7 @@ from partopt.profilers.profile import profile
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="efficientnet_b0")
-    parser.add_argument("--weights", default="DEFAULT")
-    parser.add_argument("--mean", type=float, nargs="*")
-    parser.add_argument("--std", type=float, nargs="*")
-    parser.add_argument("--data", type=Path)
+    parser = parser_of(__doc__, "efficientnet_b0")
     parser.add_argument("--cuts", nargs="*", default=["paper", "clean"])
     parser.add_argument("--max-cuts", type=int, default=24)
     parser.add_argument("--budget", default="quick")

@@ -9,21 +9,16 @@ from the mean image, each with every setting instead of the one that it would ch
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from _shared import parser_of, small_decoder, small_white_box
 
 from partopt.attackers.base import Context
-from partopt.attackers.decoder import Decoder
-from partopt.attackers.hybrid import Hybrid
 from partopt.attackers.inversion import LEVELS, SIZES, Objective
-from partopt.attackers.linear import Linear
-from partopt.attackers.rmle import Rmle
 from partopt.attackers.scoring import ssim_of
 from partopt.datasets import Split
 from partopt.optimizer.budgets import Budget
@@ -33,12 +28,7 @@ from partopt.optimizer.pairs import arm, pairs_of
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="efficientnet_b0")
-    parser.add_argument("--weights", default="DEFAULT")
-    parser.add_argument("--mean", type=float, nargs="*")
-    parser.add_argument("--std", type=float, nargs="*")
-    parser.add_argument("--data", type=Path)
+    parser = parser_of(__doc__, "efficientnet_b0")
     parser.add_argument("--cuts", nargs="+", required=True)
     parser.add_argument("--images", type=int, nargs=3, default=[256, 48, 32])
     parser.add_argument("--tried-on", type=int, default=8, help="test images")
@@ -46,13 +36,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--tvs", type=float, nargs="+", default=[0.3, 3.0, 30.0])
     args = parser.parse_args()
-    decoder = Decoder(
-        epochs=3, width=64, blocks=1, batch=8, patience=0,
-        linear=Linear(max_cells=40_000, max_terms=1300),
-    )  # fmt: skip
-    few = {"steps": args.steps, "batch": 8, "tuning_images": 1, "tvs": (0.0,), "sizes": ("input",),
-           "levels": ((0,),), "distances": ("l2",)}  # fmt: skip
-    hybrid, rmle = Hybrid(**few, lr=0.01, decoder=decoder), Rmle(**few, lr=0.05, restarts=1)
+    hybrid, rmle = small_white_box(small_decoder(3), args.steps, 1)
     small = Budget(
         "quick", "screening", Split(*args.images), args.resolution, 20,
         {"hybrid": hybrid.settings(), "rmle": rmle.settings()},
