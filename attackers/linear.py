@@ -166,6 +166,9 @@ class Linear(Attacker):
         return picture
 
 
+_OUTPUTS = 512  # columns of a solution made at a time
+
+
 class _Sums:
     """Streamed normal equations of centred least squares."""
 
@@ -206,20 +209,33 @@ class _Stack:
     def __init__(self) -> None:
         self.xs: list[torch.Tensor] = []
         self.ys: list[torch.Tensor] = []
+        self._centred: tuple[torch.Tensor, ...] | None = None
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         self.xs.append(x)
         self.ys.append(y)
 
+    def _once(self) -> tuple[torch.Tensor, ...]:
+        """Centred terms and outputs, their means, and the kernel: the same for every ridge."""
+        if self._centred is None:
+            x, y = torch.cat(self.xs).double(), torch.cat(self.ys).double()
+            self.xs, self.ys = [], []
+            mx, my = x.mean(0), y.mean(0)
+            x -= mx
+            y -= my
+            self._centred = (x, y, mx, my, x @ x.T)
+        return self._centred
+
     def solve(self, ridge: float) -> tuple[torch.Tensor, torch.Tensor] | None:
-        x, y = torch.cat(self.xs).double(), torch.cat(self.ys).double()
-        mx, my = x.mean(0), y.mean(0)
-        x, y = x - mx, y - my
-        kernel = x @ x.T
+        x, y, mx, my, kernel = self._once()
         scale = max(float(kernel.diagonal().mean()), 1e-12)
         kernel = kernel + ridge * scale * torch.eye(len(x), dtype=torch.float64)
         factor, failed = torch.linalg.cholesky_ex(kernel)
         if int(failed):
             return None
-        weight = x.T @ torch.cholesky_solve(y, factor)
-        return weight.float(), (my - mx @ weight).float()
+        dual = torch.cholesky_solve(y, factor)
+        # All terms by all outputs can be gigabytes in double precision: a part at a time.
+        weight = torch.empty(x.shape[1], y.shape[1])
+        for part in torch.arange(y.shape[1]).split(_OUTPUTS):
+            weight[:, part] = (x.T @ dual[:, part]).float()
+        return weight, (my - (x @ mx) @ dual).float()

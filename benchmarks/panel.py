@@ -2,6 +2,7 @@
 
     python benchmarks/panel.py --model mobilenet_v2 --weights FILE --mean 0.5 --std 0.5
         --data FOLDER [--cuts stage] [--attackers linear,decoder,...] [--out panel.json]
+        [--pictures FOLDER [--show FOLDER]]
 
 The budget is small, for two cores: few images, epochs, and steps of the white-box attackers.
 Figures are means over unseen images; attackers built on one another share what was fitted, and
@@ -10,6 +11,7 @@ their cost counts it all the same. Cuts that stand in --out already are not atta
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -27,19 +29,20 @@ NAMES = ("linear", "decoder", "cgan", "rmle", "hybrid", "ensemble")
 TOLERANCE = 0.005  # by how much the decoder may fall below the linear attacker
 
 
-def budget(split: Split, resolution: int, steps: int, tuning: int, epochs: int) -> Budget:
+def budget(args: argparse.Namespace) -> Budget:
     """Small settings for every attacker; white-box ones choose size, weight and levels."""
+    steps, tuning, epochs = args.steps, args.tuning, args.epochs
     decoder = small_decoder(epochs)
     hybrid, rmle = small_white_box(decoder, steps, tuning)
     settings = {
         "linear": decoder.linear.settings(),
         "decoder": decoder.settings(),
-        "cgan": {"epochs": epochs, "width": 32},
+        "cgan": {"epochs": args.cgan_epochs or epochs, "width": args.cgan_width},
         "rmle": rmle.settings(),
         "hybrid": hybrid.settings(),
         "ensemble": {"batch": 8, "tuning_images": tuning, "hybrid": hybrid, "rmle": rmle},
     }
-    return Budget("quick", "screening", split, resolution, 20, settings)
+    return Budget("quick", "screening", Split(*args.images), args.resolution, 20, settings)
 
 
 def line(found: dict[str, Any]) -> list[str]:
@@ -95,10 +98,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40, help="of the white-box attackers")
     parser.add_argument("--tuning", type=int, default=6, help="images they choose settings on")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--cgan-epochs", type=int, help="[--epochs]; 200 is the published number")
+    parser.add_argument("--cgan-width", type=int, default=32)
+    parser.add_argument("--pictures", type=Path, help="folder for a strip of pictures a cut")
+    parser.add_argument("--show", type=Path, help="folder of the pictures shown [test images]")
     parser.add_argument("--out", type=Path, default=Path("panel.json"))
     args = parser.parse_args()
     names = args.attackers.split(",")
-    small = budget(Split(*args.images), args.resolution, args.steps, args.tuning, args.epochs)
+    small = budget(args)
     results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.is_file() else []
     done = {r["cut"] for r in results}
     model = load_model(args.model, weights="none", input_size=args.input_size)
@@ -107,9 +114,12 @@ def main() -> int:
     missing = [c for c in cuts if c not in done]
     for found in attack_cuts(
         args.model, missing, attackers=names, weights=args.weights, mean=args.mean, std=args.std,
-        data=args.data, budget=small, input_size=args.input_size,
+        data=args.data, budget=small, input_size=args.input_size, show=args.show,
     ) if missing else ():  # fmt: skip
         results.append(as_dict(found))
+        if args.pictures is not None:
+            args.pictures.mkdir(parents=True, exist_ok=True)
+            found.save(args.pictures / f"{args.model}-{found.cut}.png")
         print("\n".join(line(results[-1])), flush=True)
         args.out.write_text(json.dumps(results, indent=1))
     results.sort(key=lambda r: cuts.index(r["cut"]) if r["cut"] in cuts else -1)
