@@ -98,16 +98,15 @@ class FeatureStore:
 
     def maps_of(self, cut: Cut, images: np.ndarray) -> np.ndarray:
         """Maps of other images (uint8, at the model's input size), as `rows` would hold them."""
-        stats = self._stats([cut])[cut.node]
-        parts = [
-            self._normal(maps[0], stats) for _, maps in self._forward([cut], images, "features")
-        ]
-        return np.concatenate(parts)
+        scaling = self._on_device(self._stats([cut])[cut.node])
+        return np.concatenate(
+            [_normal(maps[0], *scaling) for _, maps in self._forward([cut], images, "features")]
+        )
 
     def head(self, cut: Cut) -> Callable[[torch.Tensor], torch.Tensor]:
         """The public head as white-box attackers use it: images in [0, 1] to normalised maps."""
         module = capture(self.graph, [cut]).to(self.device)
-        mean, scale = (torch.from_numpy(a).to(self.device) for a in self._stats([cut])[cut.node])
+        mean, scale = self._on_device(self._stats([cut])[cut.node])
 
         def run(unit: torch.Tensor) -> torch.Tensor:
             parts = unit.split(self.graph.fixed_batch or max(1, len(unit)))
@@ -232,12 +231,17 @@ class FeatureStore:
             result[cut.node] = arrays
         return result
 
+    def _on_device(self, stats: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, scale = (torch.from_numpy(a).to(self.device) for a in stats)
+        return mean, scale
+
     def _store(
         self,
         cuts: Sequence[Cut],
         parts: Sequence[str],
         stats: dict[int, tuple[np.ndarray, np.ndarray]],
     ) -> None:
+        scaling = [self._on_device(stats[c.node]) for c in cuts]
         for part in parts:
             images = self._images_of(part)
             shapes: list[tuple[int, ...]] = []
@@ -248,19 +252,13 @@ class FeatureStore:
                     files.append(stack.enter_context(open(path, "wb")))
                 for _, maps in self._forward(cuts, images, f"features ({part})"):
                     shapes = [tuple(m.shape[1:]) for m in maps]
-                    for m, cut, file in zip(maps, cuts, files, strict=True):
-                        file.write(self._normal(m, stats[cut.node]).data)
+                    for m, how, file in zip(maps, scaling, files, strict=True):
+                        file.write(_normal(m, *how).data)
                 for file in files:
                     file.flush()
             for cut, shape in zip(cuts, shapes, strict=True):
                 with written_whole(self._folder(cut) / f"{part}.json") as path:
                     path.write_text(json.dumps({"shape": [len(images), *shape]}))
-
-    def _normal(self, maps: torch.Tensor, stats: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """Normalised, as half precision holds it."""
-        mean, scale = (torch.from_numpy(a).to(self.device) for a in stats)
-        normal = ((maps - mean) * scale).clamp_(-_LARGEST, _LARGEST)
-        return normal.half().contiguous().cpu().numpy()
 
     def _make_room(self, needed: int, keep: set[Path]) -> None:
         """Remove the oldest cuts' files until `needed` more bytes fit the budget."""
@@ -272,3 +270,9 @@ class FeatureStore:
                 break
             shutil.rmtree(path, ignore_errors=True)
             used -= sizes[path]
+
+
+def _normal(maps: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> np.ndarray:
+    """Normalised, as half precision holds it."""
+    normal = ((maps - mean) * scale).clamp_(-_LARGEST, _LARGEST)
+    return normal.half().contiguous().cpu().numpy()

@@ -166,9 +166,6 @@ class Linear(Attacker):
         return picture
 
 
-_OUTPUTS = 512  # columns of a solution made at a time
-
-
 class _Sums:
     """Streamed normal equations of centred least squares."""
 
@@ -201,6 +198,9 @@ class _Sums:
             return None
         weight = torch.cholesky_solve(xy, factor)
         return weight.float(), (my - mx @ weight).float()
+
+
+_OUTPUTS = 512  # columns of a solution made at a time
 
 
 class _Stack:

@@ -14,7 +14,6 @@ import sys
 import time
 from dataclasses import replace
 
-import torch
 from _shared import parser_of, small_decoder, small_white_box
 
 from partopt.attackers.base import Context
@@ -79,5 +78,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     sys.exit(main())
