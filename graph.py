@@ -16,6 +16,7 @@ from .nodes import Cut, Node, TensorSpec
 
 __all__ = ["Cut", "LayerGraph", "Node", "TensorSpec", "trace"]
 
+SECOND = 2  # shapes are measured at the example's batch size and at so many images more
 _LAYERS = {"Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Linear", "conv2d", "linear"}
 _LOSSLESS_MODULES = {
     "Dropout", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout", "Flatten",
@@ -215,7 +216,7 @@ def build(
         submodule.training = False
     tracing.clean(module)
     first = figures.measure(module, example)
-    larger = tuple(torch.cat([t, t[:1].expand(2, *t.shape[1:])]) for t in example)
+    larger = tuple(torch.cat([t, t[:1].expand(SECOND, *t.shape[1:])]) for t in example)
     try:
         second = figures.measure(module, larger)
         fixed = None

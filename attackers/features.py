@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,15 +22,17 @@ import torch
 from ..cache import written_whole
 from ..datasets import ImageSet, to_float
 from ..errors import AttackError
-from ..graph import Cut, LayerGraph
+from ..graph import SECOND, Cut, LayerGraph
 from ..hashing import hash_json
 from ..preprocessing import Preprocessing
-from ..splitting import capture
-from .layout import to_map
+from ..splitting import boundary_nodes, capture
+from .layout import Place, to_map
+from .placing import Mixed, Shapes, measure
 from .rows import Rows
 
 PARTS = ("train", "validation", "test")
 MIRRORED = "mirrored"
+_LOOKED_AT = 4  # images that layouts are measured on
 _LARGEST = 6.0e4  # just below the largest half-precision number
 
 
@@ -71,9 +74,12 @@ class FeatureStore:
         self.stats_images = min(stats_images, images.split.train)
         self.on_progress: Callable[[str, float], None] | None = None
         self.passes = 0
+        self._alone = False
+        self._places: dict[int, list[Place]] = {}
+        self._refused: dict[int, AttackError] = {}
         self.key = hash_json(
             [
-                2,
+                3,
                 weights_hash,
                 str(graph.module.graph),
                 preprocessing.as_dict(),
@@ -109,19 +115,99 @@ class FeatureStore:
         mean, scale = self._on_device(self._stats([cut])[cut.node])
 
         def run(unit: torch.Tensor) -> torch.Tensor:
-            parts = unit.split(self.graph.fixed_batch or max(1, len(unit)))
-            maps = torch.cat([self._maps(module, part)[0] for part in parts])
+            parts = unit.split(self._fixed or max(1, len(unit)))
+            maps = torch.cat([self._maps([cut], module, part)[0] for part in parts])
             return (maps - mean) * scale
 
         return run
 
-    def _maps(self, module: torch.nn.Module, unit: torch.Tensor) -> list[torch.Tensor]:
+    def places(self, cut: Cut) -> list[Place]:
+        """Where images and cells lie in the boundary tensors of `cut`, measured when first asked.
+
+        Raises:
+            AttackError: No image has a part of its own.
+        """
+        self._place([cut])
+        if cut.node in self._refused:
+            raise self._refused[cut.node]
+        return self._places[cut.node]
+
+    def unplaced(self, cut: Cut) -> str:
+        """Why attackers that learn from pairs cannot settle `cut`, or nothing.
+
+        Where the cells of the picture could not be found, or do not exist, only a fully connected
+        attacker with more pairs than there are values, or one that descends through the public
+        head, says something by failing.
+        """
+        trained = self.images.split.train
+        for place, spec in zip(self.places(cut), cut.boundary, strict=True):
+            values = math.prod(spec.shape) // (self.graph.inputs[0].shape[0] or 1)
+            placed = place.measured and bool(place.cells or place.flat)
+            if not placed and values > trained:
+                why = place.why or "a vector"
+                return f"{spec.name} ({values} values, {trained} training images): {why}"
+        return ""
+
+    @property
+    def _fixed(self) -> int | None:
+        """The only batch size that passes may have: the graph's, or 1 where images mix."""
+        return 1 if self._alone else self.graph.fixed_batch
+
+    def _place(self, cuts: Sequence[Cut]) -> None:
+        """Find the places of cuts whose places are not known, in one set of passes."""
+        missing = []
+        for cut in cuts:
+            if cut.node in self._places or cut.node in self._refused:
+                continue
+            path = self._folder(cut) / "places.json"
+            if path.is_file():
+                kept = json.loads(path.read_text())
+                self._places[cut.node] = [Place.of_dict(p) for p in kept["places"]]
+                if kept["alone"]:
+                    self._alone, self.batch = True, 1
+            else:
+                missing.append(cut)
+        if missing:
+            self._measure_places(missing)
+
+    def _measure_places(self, cuts: Sequence[Cut]) -> None:
+        module = capture(self.graph, cuts).to(self.device)
+        images = to_float(self.images.images[:_LOOKED_AT]).to(self.device)
+
+        def run(unit: torch.Tensor) -> list[list[torch.Tensor]]:
+            return [list(group) for group in module(self.preprocessing.normalise(unit))]
+
+        shapes = [[self._shapes(i) for i in boundary_nodes(self.graph, c)] for c in cuts]
+        found = measure(run, shapes, images, fixed=self._fixed, batch=self.batch)
+        if any(isinstance(f, Mixed) for f in found) and self.graph.fixed_batch is None:
+            # A deployed head that gets one picture at a time has nothing to mix.
+            self._alone, self.batch = True, 1
+            found = measure(run, shapes, images, fixed=1)
+        for cut, places in zip(cuts, found, strict=True):
+            if isinstance(places, AttackError):
+                self._refused[cut.node] = places
+                continue
+            self._places[cut.node] = places
+            kept = {"alone": self._alone, "places": [p.as_dict() for p in places]}
+            with written_whole(self._folder(cut) / "places.json") as path:
+                path.write_text(json.dumps(kept))
+
+    def _shapes(self, node: int) -> Shapes:
+        spec = self.graph.nodes[node].spec
+        assert spec is not None
+        first = self.graph.inputs[0].shape[0]
+        second = self.graph.second_shapes[self.graph.nodes[node].fx_name]
+        return Shapes(spec.name, spec.shape, second, (first, first + SECOND))
+
+    def _maps(
+        self, cuts: Sequence[Cut], module: torch.nn.Module, unit: torch.Tensor
+    ) -> list[torch.Tensor]:
         """One map a cut; a batch too small for the graph is filled up for the pass."""
-        real, wanted = len(unit), self.graph.fixed_batch or 0
+        real, wanted = len(unit), self._fixed or 0
         if real < wanted:
             unit = torch.cat([unit, unit[:1].expand(wanted - real, -1, -1, -1)])
         groups = module(self.preprocessing.normalise(unit))
-        return [to_map(group)[:real] for group in groups]
+        return [to_map(g, self.places(c))[:real] for c, g in zip(cuts, groups, strict=True)]
 
     def _folder(self, cut: Cut) -> Path:
         names = hash_json([spec.name for spec in cut.boundary])[:12]
@@ -149,6 +235,9 @@ class FeatureStore:
         return int(per_image * sum(len(self._images_of(p)) for p in parts))
 
     def _make(self, wanted: Sequence[Cut], part: str) -> None:
+        self._place(wanted)
+        self.places(wanted[0])
+        wanted = [c for c in wanted if c.node not in self._refused]
         parts = [MIRRORED] if part == MIRRORED else list(PARTS)
         chosen: list[Cut] = []
         room = self.budget_bytes
@@ -168,11 +257,12 @@ class FeatureStore:
     ) -> Iterator[tuple[int, list[torch.Tensor]]]:
         """Maps of all cuts, a batch at a time."""
         module = capture(self.graph, cuts).to(self.device)
+        self._place(cuts)
         self.passes += 1
         with torch.inference_mode():
             for start in range(0, len(images), self.batch):
                 unit = to_float(images[start : start + self.batch]).to(self.device)
-                yield len(unit), self._maps(module, unit)
+                yield len(unit), self._maps(cuts, module, unit)
                 if self.on_progress is not None:
                     self.on_progress(what, min(1.0, (start + len(unit)) / len(images)))
 
