@@ -139,7 +139,7 @@ def _one(tensor: torch.Tensor, place: Place) -> torch.Tensor:
     if place.order is None and not place.special and len(cells) == 2:
         # Plain maps, the usual case: no copy where the channels stand first.
         tensor = tensor.permute(0, *channels, *cells)
-        return tensor.reshape(count, -1, *tensor.shape[-2:])
+        return tensor.reshape(count, -1, *place.grid)
     tokens = tensor.permute(0, *cells, *channels).flatten(1, len(cells))
     tokens = tokens.reshape(count, tokens.shape[1], -1)
     taken = tokens if place.order is None else tokens[:, list(place.order)]

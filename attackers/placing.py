@@ -19,7 +19,7 @@ import torch
 
 from ..errors import AttackError
 from .layout import Place, images_first, suggested
-from .positions import Seen, flat_vector, maps_of, moves, tokens
+from .positions import Grid, Seen, flat_vector, maps_of, moves, tokens
 
 STRIPES = 32  # each way
 _FINEST = 64  # for tokens of a finer grid
@@ -28,6 +28,8 @@ _MOST_CELLS = 20_000
 _MOST_VALUES = 1 << 17
 _LINES, _POINTS = 32, 24  # sampled to tell which dimensions count cells
 _TOGETHER = 0.08  # values that lie closer together than so much, squared, lie nowhere
+_EXACT = 0.3  # cells; a grid whose cells are off by no more is taken before coarser ones are tried
+_STILL = 0.004  # of the farthest; indices that lie closer together than so much count no cells
 _LARGEST_ANSWER = 4.0  # in units of what another picture changes; beyond it nothing is added
 
 Run = Callable[[torch.Tensor], list[list[torch.Tensor]]]
@@ -113,19 +115,25 @@ def measure(
 def _one_changed(
     run: Run, images: torch.Tensor, fixed: int | None
 ) -> list[list[list[torch.Tensor]]]:
-    """What a batch of three (or the fixed number) gives, and the same with its second one changed.
+    """What a batch of three (or the fixed number) gives, and the same with one image changed.
 
-    A batch of one has no second image: its answers are those of two different images.
+    First with image 0 changed, then with image 1, where there is one: a batch that is turned round
+    has its middle image where it was.
     """
     count = fixed or 3
     batch = images[torch.arange(count) % (len(images) - 1)]
-    other = batch.clone()
-    other[min(1, count - 1)] = images[-1]
-    return [run(batch), run(other)]
+    answers = [run(batch)]
+    for changed in range(min(2, count)):
+        other = batch.clone()
+        other[changed] = images[-1]
+        answers.append(run(other))
+    return answers
 
 
 def _batch_of(shapes: Shapes, fixed: int | None, answers: list[torch.Tensor]) -> Place:
     """The batch dimension, seen to be right: only the changed image's values change."""
+    if not all(bool(torch.isfinite(a).all()) for a in answers):
+        raise AttackError(f"the boundary tensor {shapes.name!r} has values that are not finite")
     if fixed == 1:
         return Place(batch=0) if shapes.first[:1] == (1,) else Place(batch=None)
     if fixed is None:
@@ -135,16 +143,20 @@ def _batch_of(shapes: Shapes, fixed: int | None, answers: list[torch.Tensor]) ->
         guesses = [Place(batch=d, rows=n // fixed) for d, n in sizes if n and n % fixed == 0]
     guesses += [replace(g, together=False) for g in guesses if g.rows > 1]
     for place in guesses:
-        before, after = (images_first(a, place) for a in answers)
-        change = (after - before).abs().flatten(1).amax(1)
-        own = float(change[1])
-        others = float(torch.cat([change[:1], change[2:]]).max())
-        if others <= 1e-6 * own or own == others == 0.0:
+        before, *after = (images_first(a, place) for a in answers)
+        if all(_only(i, (a - before).abs().flatten(1).amax(1)) for i, a in enumerate(after)):
             return place
     raise Mixed(
         f"the boundary tensor {shapes.name!r} mixes the images of a batch: changing one image "
         "changes what the others give"
     )
+
+
+def _only(changed: int, change: torch.Tensor) -> bool:
+    """Whether no image but the changed one gives other values; one that gives the same is fine."""
+    own = float(change[changed])
+    others = torch.cat([change[:changed], change[changed + 1 :]])
+    return float(others.max()) <= 1e-6 * own
 
 
 class _Passes:
@@ -297,7 +309,7 @@ def _place(watched: _Watched) -> Place | None:
 def _as_map(watched: _Watched) -> Place | None:
     """A tensor with a dimension for rows and one for columns of the picture."""
     shape, dims = watched.shape, watched.dims
-    if len(shape) < 2:
+    if len(shape) not in (2, _DIMS_OF_MAPS):
         return None
     pair = maps_of(shape, [watched.sums[d,] for d in range(len(shape))])
     if pair is None:
@@ -319,26 +331,39 @@ def _as_cells(watched: _Watched) -> Place:
     apart = [moves(watched.points[:, :, d]) for d in range(len(shape))]
     if len(shape) == 1:
         return _as_vector(watched, apart[0])
-    by_move = sorted(range(len(shape)), key=lambda d: apart[d])
-    for channels in (*range(1, len(shape)), 0):
-        view = tuple(sorted(by_move[channels:]))
-        if view not in watched.sums:
-            continue
-        grid = tokens(Seen.of(watched.sums[view]))
-        if grid is None:
-            continue
-        what = "in raster order" if grid.order is None or grid.special else "in an order of its own"
-        apart_from = f", {len(grid.special)} that lie nowhere" if grid.special else ""
-        return replace(
-            place,
-            cells=tuple(dims[d] for d in view),
-            grid=(grid.height, grid.width),
-            order=grid.order,
-            special=grid.special,
-            why=f"{grid.height}x{grid.width} cells {what}{apart_from}",
-        )
+    found: list[tuple[float, Place]] = []
+    for view in _likely_cells(apart):
+        grid = tokens(Seen.of(watched.sums[view])) if view in watched.sums else None
+        if grid is not None:
+            found.append((grid.error, _of_grid(place, tuple(dims[d] for d in view), grid)))
+            if grid.error <= _EXACT:
+                break
+    if found:
+        return min(found, key=lambda f: f[0])[1]
     why = "no dimension counts cells of the picture"
     return replace(suggested(watched.whole, place), measured=False, why=why)
+
+
+def _of_grid(place: Place, cells: tuple[int, ...], grid: Grid) -> Place:
+    what = "in raster order" if grid.raster else "in an order of their own"
+    nowhere = f", {len(grid.special)} that lie nowhere" if grid.special else ""
+    return replace(
+        place,
+        cells=cells,
+        grid=(grid.height, grid.width),
+        order=grid.order,
+        special=grid.special,
+        why=f"{grid.height}x{grid.width} cells {what}{nowhere}",
+    )
+
+
+def _likely_cells(apart: Sequence[float]) -> list[tuple[int, ...]]:
+    """Which dimensions may count cells together, by how far apart the indices of each lie."""
+    by_move = sorted(range(len(apart)), key=lambda d: apart[d])
+    moving = [d for d in by_move if apart[d] > _STILL * max(apart)]
+    likely = [tuple(sorted(moving[i:])) for i in range(len(moving))]
+    likely += [tuple(sorted(by_move[i:])) for i in range(len(by_move))]
+    return list(dict.fromkeys(likely))
 
 
 def _as_vector(watched: _Watched, apart: float) -> Place:

@@ -13,6 +13,8 @@ import numpy as np
 
 MOST_SPECIAL = 16
 _CLEAR = 0.75  # cells; a cell is in its place where it is seen at most so far from it, on average
+_FEWEST = 9  # fewer cells make a grid of any order by chance
+_MORE, _MORE_TOGETHER = 1.25, 1.5  # how much clearer a dimension counts along than across
 _LOOSE = 0.2  # of the picture; further off its line no dimension counts rows or columns
 _STRAIGHT = 16  # indices of a fine map may be off their line by one in so many
 
@@ -55,9 +57,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells laid out: height, width, the order of the cells, those that lie nowhere, the error.
+    """Cells laid out.
 
-    ``order`` is None where the cells are in raster order; ``error`` is in cells.
+    Attributes:
+        height, width: In cells.
+        order: Numbers of the cells, row by row; None where they are in that order and none is
+            special.
+        special: Numbers of the cells that lie nowhere.
+        error: How far cells were seen from their places, root mean square, in cells.
+        raster: Whether the cells came in raster order.
     """
 
     height: int
@@ -65,6 +73,7 @@ class Grid:
     order: tuple[int, ...] | None
     special: tuple[int, ...]
     error: float
+    raster: bool
 
 
 def moves(answers: np.ndarray) -> float:
@@ -102,7 +111,8 @@ def maps_of(sizes: Sequence[int], marginal: Sequence[np.ndarray]) -> tuple[int, 
     """
     seen = [Seen.of(m) for m in marginal]
     for rows, columns in _pairs(len(sizes)):
-        if _counts(seen[rows], 0) and _counts(seen[columns], 1):
+        along = _counts(seen[rows], 0), _counts(seen[columns], 1)
+        if min(along) > _MORE and along[0] * along[1] > _MORE_TOGETHER:
             return rows, columns
     return None
 
@@ -114,18 +124,18 @@ def _pairs(count: int) -> Iterator[tuple[int, int]]:
     yield from dict.fromkeys([p for p in usual if min(p) >= 0 and p[0] != p[1]] + others)
 
 
-def _counts(seen: Seen, axis: int) -> bool:
-    """Whether indices lie one after the other along an axis of the picture, and not across it."""
+def _counts(seen: Seen, axis: int) -> float:
+    """How much clearer indices lie one after the other along an axis than across it; 0 if not."""
     size = seen.at.shape[-1]
     index = (np.arange(size) + 0.5) / size
     if size < 2 or not seen.alive.all():
-        return False
+        return 0.0
     for half in (0, 1):
         slope, error = _line(index, seen.at[half, axis])
         if slope < 0.3 or error > _LOOSE or error * size > max(1.4, size / _STRAIGHT):
-            return False
+            return 0.0
     along, across = (float(np.median(seen.clear[a])) for a in (axis, 1 - axis))
-    return along > 2 * across
+    return along / max(across, 1e-9)
 
 
 def _line(index: np.ndarray, at: np.ndarray) -> tuple[float, float]:
@@ -146,24 +156,41 @@ def tokens(seen: Seen) -> Grid | None:
     itself; else the latter, if it is clear.
     """
     count = len(seen.alive)
-    for special, height, width in _grids(count, _unclear(seen)):
-        weakest = np.sort(np.argsort(seen.clear.sum(0), kind="stable")[:special])
-        rest = np.setdiff1d(np.arange(count), weakest)
-        here = seen.part(rest)
-        if not here.alive.all():
+    rows, columns = np.median(seen.clear, 1)
+    if count < _FEWEST or min(rows, columns) < 0.4 * max(rows, columns):
+        return None
+    unclear = _unclear(seen)
+    best: tuple[float, Grid] | None = None
+    for special, height, width in _grids(count):
+        grid = _laid_out(seen, special, height, width)
+        if grid is None:
             continue
-        sorted_order = _sorted(here.at.mean(0), height, width)
-        error = max(
-            _error(here.at[1 - half], _sorted(here.at[half], height, width), height, width)
-            for half in (0, 1)
-        )
-        raster = max(_error(here.at[h], np.arange(len(rest)), height, width) for h in (0, 1))
-        if raster <= max(1.15 * error + 0.1, 0.25) and raster <= max(1.0, 0.15 * height):
-            order = tuple(rest.tolist()) if special else None
-            return Grid(height, width, order, tuple(weakest.tolist()), raster)
-        if error <= _CLEAR:
-            order = tuple(rest[sorted_order].tolist())
-            return Grid(height, width, order, tuple(weakest.tolist()), error)
+        # Squares are usual, and a cell that lies somewhere should not be left out.
+        unlikely = 0.15 * (height != width) + 0.1 * max(0, special - unclear)
+        if best is None or grid.error + unlikely < best[0]:
+            best = grid.error + unlikely, grid
+    return None if best is None else best[1]
+
+
+def _laid_out(seen: Seen, special: int, height: int, width: int) -> Grid | None:
+    """The cells in one grid, the `special` least clear ones apart; None where they do not fit."""
+    weakest = np.sort(np.argsort(seen.clear.sum(0), kind="stable")[:special])
+    rest = np.setdiff1d(np.arange(len(seen.alive)), weakest)
+    here = seen.part(rest)
+    if not here.alive.all():
+        return None
+    error = max(
+        _error(here.at[1 - half], _sorted(here.at[half], height, width), height, width)
+        for half in (0, 1)
+    )
+    raster = max(_error(here.at[half], np.arange(len(rest)), height, width) for half in (0, 1))
+    nowhere = tuple(weakest.tolist())
+    if raster <= max(1.15 * error + 0.1, 0.25) and raster <= max(1.0, 0.15 * height):
+        in_order = tuple(rest.tolist()) if special else None
+        return Grid(height, width, in_order, nowhere, raster, True)
+    if error <= _CLEAR:
+        order = rest[_sorted(here.at.mean(0), height, width)]
+        return Grid(height, width, tuple(order.tolist()), nowhere, error, False)
     return None
 
 
@@ -173,23 +200,14 @@ def _unclear(seen: Seen) -> int:
     return int((clear < 0.35 * np.median(clear)).sum())
 
 
-def _grids(count: int, unclear: int) -> Iterator[tuple[int, int, int]]:
-    """(special, height, width) of the grids that `count` cells can make, likely ones first."""
-    most = min(MOST_SPECIAL, count // 4)
-    specials = sorted(range(most + 1), key=lambda s: (abs(s - unclear), s))
-    square, other = [], []
-    for special in specials:
+def _grids(count: int) -> Iterator[tuple[int, int, int]]:
+    """(special, height, width) of grids that `count` cells can make, at most four times as long."""
+    for special in range(min(MOST_SPECIAL, count // 4) + 1):
         cells = count - special
         for height in range(2, cells // 2 + 1):
             width, rest = divmod(cells, height)
-            if rest == 0 and height == width:
-                square.append((special, height, width))
-            elif rest == 0 and special == unclear and 4 * height >= width and 4 * width >= height:
-                other.append((special, height, width))
-    exact = [g for g in square if g[0] == unclear]
-    yield from exact
-    yield from other if not exact else []
-    yield from (g for g in square if g[0] != unclear)
+            if rest == 0 and 4 * height >= width and 4 * width >= height:
+                yield special, height, width
 
 
 def _sorted(at: np.ndarray, height: int, width: int) -> np.ndarray:

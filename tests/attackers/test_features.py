@@ -135,3 +135,91 @@ def test_head_of_a_graph_with_a_fixed_batch(leaves, tmp_path):
     assert torch.allclose(maps, stored, atol=2e-2)
     maps.square().sum().backward()
     assert all(float(g.abs().sum()) > 0 for g in unit.grad)
+
+
+class Tokens(nn.Module):
+    """Patches as tokens, in the order and with the batch where `layout` puts them."""
+
+    def __init__(self, layout) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch, self.act, self.fc = nn.Conv2d(3, 48, 4, 4), nn.Tanh(), nn.Linear(48, 2)
+        self.layout = layout
+
+    def forward(self, x):
+        x = self.act(self.layout(self.patch(x).flatten(2).permute(0, 2, 1)))
+        return self.fc(x.mean(tuple(range(x.ndim - 1)))[None])
+
+
+ORDER = torch.from_numpy(np.random.default_rng(0).permutation(144))
+LAYOUTS = {
+    "batch first": lambda x: x,
+    "tokens first": lambda x: x.permute(1, 0, 2),
+    "windows in the batch": lambda x: x.reshape(-1, 36, 48),
+    "tokens shuffled": lambda x: x[:, ORDER],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_no_layout_hides_a_leak(name, leaves, tmp_path):
+    store = store_of(Tokens(LAYOUTS[name]), leaves, tmp_path)
+    cut = store.graph.cut("act")
+    attacker = Linear(max_cells=10_000)
+    train, held_out = store.rows(cut, "train"), store.rows(cut, "validation")
+    assert (len(train), len(held_out)) == (100, 30)
+    attacker.fit(train, leaves[:100], validation=(held_out, leaves[100:130]))
+    score = ssim_of(attacker.reconstruct, store.rows(cut, "test"), leaves[130:160]).mean()
+    assert score > 0.9
+    assert store.unplaced(cut) == ""
+
+
+def test_places_are_measured_once_and_kept(leaves, tmp_path, monkeypatch):
+    layout = LAYOUTS["tokens shuffled"]
+    first = store_of(Tokens(layout), leaves, tmp_path)
+    cut = first.graph.cut("act")
+    want = first.places(cut)
+    monkeypatch.setattr("partopt.attackers.features.measure", None)
+    again = store_of(Tokens(layout), leaves, tmp_path)
+    assert again.places(again.graph.cut("act")) == want
+
+
+class Pairwise(nn.Module):
+    """Compares every image of a batch with every other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 4, 5, 5), nn.Linear(1, 2)
+
+    def forward(self, x):
+        x = self.conv(x).flatten(1)
+        return self.fc((x @ x.t()).sum(1, keepdim=True))
+
+
+def test_a_cut_without_a_part_for_each_image_is_refused_and_spoils_no_other(leaves, tmp_path):
+    store = store_of(Pairwise(), leaves, tmp_path)
+    good, bad = store.graph.cut("conv"), store.graph.cut("matmul")
+    assert len(store.rows(good, "test", [bad])) == 30
+    with pytest.raises(AttackError, match="not exactly one dimension grows with the batch"):
+        store.rows(bad, "test")
+
+
+def test_a_head_that_mixes_its_batch_is_run_image_by_image(leaves, tmp_path):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), norm, nn.Flatten(), nn.Linear(8 * 24 * 24, 2))
+    store = store_of(model, leaves, tmp_path)
+    cut = store.graph.cut("1")
+    stored = torch.from_numpy(store.rows(cut, "test").take(range(2))).float()
+    unit = torch.from_numpy(leaves[130:132]).float() / 255
+    alone = torch.cat([store.head(cut)(unit[i : i + 1]) for i in range(2)])
+    assert torch.allclose(stored, alone, atol=2e-2)
+    assert torch.allclose(stored, store.head(cut)(unit), atol=2e-2)
+
+
+def test_values_that_lie_nowhere_need_another_attacker(leaves, tmp_path):
+    """A dense layer with more values than there are pairs: learning from pairs settles nothing."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 48, 300), nn.Tanh(), nn.Linear(300, 2))
+    store = store_of(dense, leaves, tmp_path)
+    assert "300 values, 100 training images" in store.unplaced(store.graph.cut("1"))
