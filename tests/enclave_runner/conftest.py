@@ -96,7 +96,6 @@ class Made:
         options = {"enclave": "native", **options}
         return Service(self.folder, Options(**options), key=self.key, insecure=True)
 
-
     def left_over(self) -> list[Path]:
         """What services of this bundle left on the host, in shared memory and on disk."""
         identity = Part.read(self.folder / "head").weights_sha256[:16]
