@@ -211,7 +211,7 @@ def test_only_who_has_the_token_becomes_the_tail(made, photo, head_alone):
 def test_a_stranger_beside_a_tail_gets_nothing(made, photo):
     """It waits at the door while a tail is there, and is the first to be read when that is gone."""
     with made.service(transport="tcp") as service:
-        with socket.create_connection(("127.0.0.1", service._tail_port), 10) as stranger:
+        with socket.create_connection(("127.0.0.1", service._tail_port), 60) as stranger:
             stranger.sendall(bytes(len(token_of(service))))
             with service.client() as client:
                 assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
