@@ -7,7 +7,7 @@ SSIM ?= 0.2
 ARGS ?=
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: find test test-slow lint bench clean
+.PHONY: find test test-slow mutants lint bench clean
 
 find: $(STAMP)
 	$(BIN)/partopt find --model $(MODEL) --ssim $(SSIM) $(ARGS)
@@ -17,6 +17,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# Puts each fault of tests/mutants/faults.toml into a copy and names those that no test notices.
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

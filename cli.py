@@ -1,7 +1,8 @@
 """The command line: commands, their options, progress and exit codes; no logic.
 
 Exit codes: 0 found or holds, 1 the run failed or could not be decided, 2 wrong usage, 3 no safe
-cut, 4 privacy regression, 5 cut moved or latency regressed, 130 interrupted.
+cut, 4 privacy regression, 5 cut moved or latency regressed, 130 interrupted. `serve` ends with 0
+on SIGTERM, as service managers stop a service, and with 130 on Ctrl-C; both clean up.
 """
 
 from __future__ import annotations

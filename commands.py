@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -176,8 +179,7 @@ def serve(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Serve a bundle until interrupted; workers that die are started again."""
-    from .enclave_runner.sealing import read_key
+    """Serve a bundle until interrupted or terminated; workers that die are started again."""
     from .errors import UsageError
 
     if only not in (None, "head", "tail"):
@@ -194,12 +196,22 @@ def serve(
         host=host,
         port=port,
     )
-    if only == "tail":
-        from .enclave_runner.tail_service import serve_tail
+    with _until_terminated():
+        if only == "tail":
+            from .enclave_runner.tail_service import serve_tail
 
-        serve_tail(bundle, options.device, tell)
+            serve_tail(bundle, options.device, tell)
+        else:
+            _serve(bundle, options, key, insecure, with_tail=only is None)
+
+
+def _serve(
+    bundle: Path, options: Options, key: Path | None, insecure: bool, with_tail: bool
+) -> None:
+    from .enclave_runner.sealing import read_key
+
     secret = read_key(key) if key is not None else None
-    with _service(bundle, options, secret, insecure, with_tail=only is None) as service:
+    with _service(bundle, options, secret, insecure, with_tail=with_tail) as service:
         address = ":".join(map(str, service.address))
         tell(f"serving {bundle} at {address}; Ctrl-C ends")
         if secret is None:
@@ -213,6 +225,27 @@ def serve(
                     tell(json.dumps(event))
             seen = len(events)
             service.check()
+
+
+class _Terminated(BaseException):
+    """SIGTERM came. No `Exception`, so that nothing on the way takes it for a failure."""
+
+
+@contextlib.contextmanager
+def _until_terminated() -> Iterator[None]:
+    """Let SIGTERM, with which service managers stop a service, clean up as Ctrl-C does."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up off
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except _Terminated:
+        tell("terminated")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import pytest
 from partopt.datasets import Split, at_resolution, load_images
 from partopt.dead_leaves import dead_leaves
 from partopt.errors import DataError, UsageError
+from partopt.hashing import hash_array
 from partopt.preprocessing import Preprocessing
 
 P = Preprocessing(32, 36)
@@ -29,6 +30,8 @@ def test_the_split_is_disjoint_and_seeded(photo_folder):
     assert len(set(one.names)) == 50
     parts = [one.part(p) for p in ("train", "validation", "test")]
     assert [len(p) for p in parts] == [30, 10, 10]
+    assert np.array_equal(np.concatenate(parts), one.images), "no image is in two parts"
+    assert len({hash_array(image) for image in one.images}) == 50, "nor a copy of one"
 
 
 def test_fewer_images_than_wanted_are_said(photo_folder):

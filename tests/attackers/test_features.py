@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,56 @@ def test_features_are_found_again(leaves, tmp_path):
     other = store_of(Scaled(1.0), leaves, tmp_path, key="other weights")
     other.rows(other.graph.cut("conv"), "test")
     assert other.passes > 0
+
+
+@pytest.mark.parametrize("what", ["weights", "images", "preprocessing"])
+def test_features_of_something_else_are_not_found(what, leaves, tmp_path):
+    graph = trace(Scaled(1.0).eval(), torch.zeros(1, 3, 48, 48))
+    given = {
+        "weights": ("w", "other w"),
+        "images": ("digest", "other digest"),
+        "preprocessing": (P, replace(P, std=(0.25,) * 3)),
+    }
+
+    def store(other: str) -> FeatureStore:
+        w, digest, preprocessing = (both[name == other] for name, both in given.items())
+        images = ImageSet(leaves, Split(100, 30, 30), "test", digest)
+        return FeatureStore(tmp_path, graph, preprocessing, images, w)
+
+    store("nothing").rows(graph.cut("conv"), "test")
+    again, other = store("nothing"), store(what)
+    for s in (again, other):
+        s.rows(graph.cut("conv"), "test")
+    assert again.passes == 0
+    assert other.passes > 0
+
+
+class Rare(nn.Module):
+    """Its maps are huge where a pixel is white, which no training image has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1, bias=False)
+        nn.init.dirac_(self.conv.weight)
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = x + torch.relu(x - 0.9) * 1e9
+        return self.fc(x.mean((2, 3)))
+
+
+def test_what_half_precision_cannot_hold_stays_finite(leaves, tmp_path):
+    """An infinite map would fail every attack, or be skipped as one that tells nothing."""
+    images = leaves // 2
+    images[-1, :, 5, 7] = 255
+    store = store_of(Rare(), images, tmp_path)
+    cut = store.graph.cut("add")
+    for maps in (store.rows(cut, "test").take(range(30)), store.maps_of(cut, images[-2:])):
+        assert np.isfinite(maps).all()
+        assert np.argmax(maps[-1, 0]) == 5 * 48 + 7
+        assert maps[-1].max() > 1e4
+        assert maps[-2].max() < 100
 
 
 def test_a_head_that_overflows_is_an_error_not_protection(leaves, tmp_path):

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from partopt.attackers.base import checked
+from partopt.attackers.blind import Blind
 from partopt.attackers.fast_ssim import fast_ssim
 from partopt.attackers.scoring import corrected, score, ssim, ssim_of
 from partopt.errors import AttackError
@@ -57,6 +59,21 @@ def test_interval_covers_the_mean_and_shrinks_with_images():
     assert raw.largest == s.max()
 
 
+def test_the_floor_is_resampled_with_the_images():
+    """An attacker that is the floor plus a constant has no spread that is not the floor's."""
+    floor = np.random.default_rng(0).uniform(0.0, 0.8, 60)
+    blind = score(floor, floor)
+    assert (blind.low, blind.value, blind.high) == (0, 0, 0)
+    near = score(1 - 0.5 * (1 - floor), floor)  # on the corrected scale 0.5, whatever is drawn
+    assert (near.low, near.high) == pytest.approx((0.5, 0.5))
+
+
+def test_the_images_that_leak_most_are_told_from_the_mean():
+    s = np.linspace(0, 1, 101)
+    got = score(s, np.zeros(101))
+    assert (got.raw, got.p95, got.largest) == pytest.approx((0.5, 0.95, 1.0))
+
+
 def test_interval_coverage():
     """About 95 of 100 intervals hold the true mean."""
     rng = np.random.default_rng(1)
@@ -89,3 +106,12 @@ def test_data_range_does_not_follow_the_attacker(leaves):
         return torch.from_numpy(images.astype(np.float32)) / 255 * 100
 
     assert ssim_of(loud, np.zeros((4, 1)), images).mean() < 0.9
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_picture_that_is_not_finite_is_a_failure_not_a_bad_picture(value):
+    """Clamped, an infinite pixel would be a white one: divergence would look like protection."""
+    rebuilt = torch.zeros(2, 3, 4, 4)
+    rebuilt[1, 2, 3, 3] = value
+    with pytest.raises(AttackError, match="not finite"):
+        checked(rebuilt, Blind())

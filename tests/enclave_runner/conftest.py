@@ -6,7 +6,10 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,7 @@ from safetensors.torch import load
 
 from partopt.datasets import Split
 from partopt.dead_leaves import dead_leaves
-from partopt.enclave_runner import messages, orchestrator
+from partopt.enclave_runner import areas, messages, orchestrator
 from partopt.enclave_runner.client import Client
 from partopt.enclave_runner.export import SEALED, export
 from partopt.enclave_runner.orchestrator import Options, Service
@@ -29,7 +32,9 @@ from partopt.models import LoadedModel, load_model
 from partopt.optimizer.budgets import BUDGETS, Budget
 from partopt.optimizer.find import find
 
-NET = """
+# What services share on a host is named by the weights' hash: with a bias of its own, this run of
+# the tests meets no other's.
+NET = f"""
 import torch
 from torch import nn
 class Net(nn.Module):
@@ -37,6 +42,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(True))
+        self.stem[0].bias.data[0] = {os.getpid()} / 2**24
         self.mid = nn.Sequential(nn.Conv2d(16, 24, 3, 2, 1), nn.BatchNorm2d(24), nn.ReLU())
         self.late = nn.Conv2d(24, 32, 3, 2, 1)
         self.fc = nn.Linear(32, 5)
@@ -90,6 +96,12 @@ class Made:
         options = {"enclave": "native", **options}
         return Service(self.folder, Options(**options), key=self.key, insecure=True)
 
+    def left_over(self) -> list[Path]:
+        """What services of this bundle left on the host, in shared memory and on disk."""
+        identity = Part.read(self.folder / "head").weights_sha256[:16]
+        folders = [areas.shm_folder(identity), areas.drop_folder(identity)]
+        return [p for f in folders if f.exists() for p in (f, *f.iterdir())]
+
 
 def png(seed: int = 0, size: int = 48) -> bytes:
     file = io.BytesIO()
@@ -131,6 +143,47 @@ def made(nets) -> Made:
     split, loaded = split_config(nets, "runnets:Net", "mid.2")
     done = export(split, nets / "bundle", batch=4)
     return Made(done.folder, read_key(done.key), split, loaded)
+
+
+@pytest.fixture
+def spawn():
+    """Starts ``partopt ARGUMENTS``; what a failing test leaves behind is killed.
+
+    The child minds Ctrl-C even where it is ignored here, as it is under ``nohup ... &``, unless
+    `ignoring` says otherwise.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, ignoring: bool = False) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "partopt", *arguments]
+        wanted = signal.SIG_IGN if ignoring else signal.default_int_handler
+        before = signal.signal(signal.SIGINT, wanted)  # a child inherits what is ignored
+        try:
+            started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        finally:
+            signal.signal(signal.SIGINT, before)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.fixture
+def serving(made, spawn):
+    """Starts ``partopt serve`` on `made`; gives the process and the address that it says."""
+
+    def start(*more: str, **how) -> tuple[subprocess.Popen[str], str]:
+        process = spawn("serve", str(made.folder), "--enclave", "native", "--listen",
+                        "127.0.0.1:0", "--insecure-no-attestation", *more, **how)  # fmt: skip
+        for line in process.stderr:
+            if line.startswith("serving"):
+                return process, line.split(" at ")[1].split(";")[0]
+        raise AssertionError("it did not serve")
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -17,14 +17,14 @@ import torch
 
 from partopt.enclave_runner.attestation import verifier
 from partopt.enclave_runner.client import Client
+from partopt.enclave_runner.ends import open_end
+from partopt.enclave_runner.frames import ANSWER
 from partopt.enclave_runner.orchestrator import Options, Service
 from partopt.enclave_runner.parts import Part
 from partopt.enclave_runner.sealing import new_key
+from partopt.enclave_runner.start import Start
+from partopt.enclave_runner.transport import Shape
 from partopt.errors import BackendError, ServiceError, SessionError, UsageError
-
-
-def left_over() -> list[str]:
-    return [n for n in os.listdir("/dev/shm") if n.startswith("partopt-")]
 
 
 def resident(pid: int) -> int:
@@ -37,7 +37,7 @@ def resident(pid: int) -> int:
 def service(made):
     with made.service(batch=4) as running:
         yield running
-    assert left_over() == []
+    assert made.left_over() == []
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp", "file"])
@@ -48,7 +48,7 @@ def test_answers_are_the_unsplit_models_bit_for_bit(made, photo, transport):
             assert torch.equal(answer.tensors[0], made.logits(photo))
         assert {"decrypt", "preprocess", "head", "hand-off", "tail", "return"} <= set(answer.times)
         assert 0 < answer.times["inside"] < answer.seconds
-    assert left_over() == []
+    assert made.left_over() == []
 
 
 def test_many_requests_in_flight_and_batches_keep_their_answers_apart(made, service, pictures):
@@ -166,7 +166,7 @@ def test_a_killed_worker_comes_back_and_no_answer_is_wrong(made, photo, victim):
     assert False not in codes
     assert codes.count(True) >= answered + 5, "it answers again"
     assert "error" in codes
-    assert left_over() == []
+    assert made.left_over() == []
 
 
 def test_a_worker_that_dies_again_and_again_is_given_up(made):
@@ -179,17 +179,74 @@ def test_a_worker_that_dies_again_and_again_is_given_up(made):
                 time.sleep(0.05)
 
 
-def test_a_tail_that_lies_is_hung_up_on(made, photo):
-    """The tail's connection answers with a frame of an unknown run: refused, then restarted."""
-    with made.service(transport="tcp") as service, service.client() as client:
-        os.kill(service.pids["tail"], signal.SIGSTOP)
-        number = client.submit(photo)
-        time.sleep(0.2)
-        # Somebody without the token gets nowhere.
-        with socket.create_connection(("127.0.0.1", service._tail_port)) as stranger:
-            stranger.sendall(bytes(16))
-        os.kill(service.pids["tail"], signal.SIGCONT)
-        assert torch.equal(client.collect(number).tensors[0], made.logits(photo))
+@pytest.fixture
+def head_alone(made):
+    """A head worker that waits for the tail of another service, over the door itself."""
+    options = Options(enclave="native", transport="tcp")
+    with Service(made.folder, options, key=made.key, insecure=True, with_tail=False) as service:
+        yield service
+
+
+def token_of(service) -> bytes:
+    return bytes.fromhex(service._token)
+
+
+def taken_as_tail(service, said: bytes) -> bool:
+    """Whether the head worker takes who says so for its tail; otherwise it hangs up."""
+    with socket.create_connection(("127.0.0.1", service._tail_port), 10) as sock:
+        sock.sendall(said)
+        return sock.recv(1) == b"G"
+
+
+def test_only_who_has_the_token_becomes_the_tail(made, photo, head_alone):
+    token = token_of(head_alone)
+    flipped = [token[:i] + bytes([token[i] ^ 1]) + token[i + 1 :] for i in (0, 7, len(token) - 1)]
+    for wrong in (bytes(len(token)), *flipped):
+        assert not taken_as_tail(head_alone, wrong)
+        with head_alone.client() as client, pytest.raises(ServiceError, match="no tail worker"):
+            client.classify(photo)
+    assert taken_as_tail(head_alone, token)
+
+
+def test_a_stranger_beside_a_tail_gets_nothing(made, photo):
+    """It waits at the door while a tail is there, and is the first to be read when that is gone."""
+    with made.service(transport="tcp") as service:
+        with socket.create_connection(("127.0.0.1", service._tail_port), 60) as stranger:
+            stranger.sendall(bytes(len(token_of(service))))
+            with service.client() as client:
+                assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
+            before = service.pids["tail"]
+            os.kill(before, signal.SIGKILL)
+            assert stranger.recv(1) == b"", "hung up on, not taken"
+        deadline = time.time() + 30
+        while service.pids["tail"] == before and time.time() < deadline:
+            time.sleep(0.05)
+        service.wait_ready(30)
+        with service.client() as client:
+            assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
+
+
+def test_a_tail_that_lies_is_hung_up_on(made, photo, head_alone):
+    """It has the token, and answers a run that nobody asked for: refused, and no tail any more."""
+    part = Part.read(made.folder / "head")
+    shape = Shape(part.outputs, part.answers, 1, 2)
+    start = Start("tcp", "", 2, 1, 1, 1, "", 0, "00" * 16)
+    with socket.create_connection(("127.0.0.1", head_alone._tail_port), 10) as sock:
+        sock.sendall(token_of(head_alone))
+        assert sock.recv(1) == b"G"
+        end = open_end(sock, shape, start, head=False)
+        with head_alone.client() as client:
+            number = client.submit(photo)
+            header, _ = end.receive(10)
+            lie = [torch.zeros(layout.at(1)) for layout in part.answers]
+            end.send(ANSWER, header.request + 1, lie, 1)
+            with pytest.raises(ServiceError, match="tail worker is gone"):
+                client.collect(number)
+    deadline = time.time() + 10
+    while not (refused := [e for e in head_alone.events if e.get("event") == "refused"]):
+        assert time.time() < deadline
+        time.sleep(0.01)
+    assert [(e["side"], e["code"]) for e in refused] == [("tail", "unexpected")]
 
 
 def fuzz(service, count: int, seed: int = 0) -> None:
@@ -240,44 +297,33 @@ def test_a_thousand_requests_do_not_grow_memory(made, photo):
         assert after[name] <= 1.05 * before[name], (name, before, after)
 
 
-def test_a_tail_of_another_service(made, photo, tmp_path):
+def test_a_tail_of_another_service(made, photo, spawn):
     """Two services, as with the two systemd units."""
     options = Options(enclave="native")
     with Service(made.folder, options, key=made.key, insecure=True, with_tail=False) as service:
         with service.client() as client:
             with pytest.raises(ServiceError, match="no tail worker"):
                 client.classify(photo)
-            command = [sys.executable, "-m", "partopt", "serve", str(made.folder), "--only", "tail"]
-            tail = subprocess.Popen(command, stderr=subprocess.PIPE)
-            try:
-                for _ in range(100):
-                    try:
-                        answer = client.classify(photo)
-                        break
-                    except ServiceError:
-                        time.sleep(0.2)
-                assert torch.equal(answer.tensors[0], made.logits(photo))
-            finally:
-                tail.send_signal(signal.SIGINT)
-                tail.communicate(timeout=20)
-    assert tail.returncode == 130
-    assert left_over() == []
+            tail = spawn("serve", str(made.folder), "--only", "tail")
+            for _ in range(100):
+                try:
+                    answer = client.classify(photo)
+                    break
+                except ServiceError:
+                    time.sleep(0.2)
+            assert torch.equal(answer.tensors[0], made.logits(photo))
+            workers = workers_of(tail.pid)
+            assert len(workers) == 1
+            tail.send_signal(signal.SIGTERM)
+            tail.communicate(timeout=20)
+    assert tail.returncode == 0
+    assert gone(workers)
+    assert made.left_over() == []
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp", "file"])
 def test_nothing_but_the_boundary_leaves_in_the_clear(made, photo, transport, crossing):
     crossing.check(made, photo, crossing.record(made, photo, transport, "native"))
-
-
-def serving(made, *more: str):
-    """The command, and the address that it says it serves at."""
-    command = [sys.executable, "-m", "partopt", "serve", str(made.folder), "--enclave", "native",
-               "--listen", "127.0.0.1:0", "--insecure-no-attestation", *more]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if line.startswith("serving"):
-            return process, line.split(" at ")[1].split(";")[0]
-    raise AssertionError("it did not serve")
 
 
 def workers_of(pid: int) -> list[int]:
@@ -302,9 +348,9 @@ def gone(pids: list[int], seconds: float = 20.0) -> bool:
     return False
 
 
-def test_a_served_bundle_from_the_command_line(made, photo, tmp_path):
+def test_a_served_bundle_from_the_command_line(made, photo, tmp_path, serving):
     """Serve without the key, unlock from elsewhere, ask, and Ctrl-C."""
-    process, address = serving(made)
+    process, address = serving()
     image = tmp_path / "photo.png"
     image.write_bytes(photo)
     partopt = [sys.executable, "-m", "partopt"]
@@ -327,17 +373,32 @@ def test_a_served_bundle_from_the_command_line(made, photo, tmp_path):
     assert process.returncode == 130
     assert said.strip().endswith("interrupted")
     assert gone(workers)
-    assert left_over() == []
+    assert made.left_over() == []
 
 
-def test_nothing_outlives_a_killed_orchestrator(made):
-    process, _ = serving(made, "--key", str(made.folder.with_name("bundle.key")))
+def test_sigterm_cleans_up_as_ctrl_c_does(made, serving):
+    """As service managers stop a service; also where Ctrl-C is ignored, as under nohup."""
+    process, _ = serving("--transport", "file", ignoring=True)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    assert made.left_over() != []
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # an impatient one
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert said.strip().endswith("terminated")
+    assert gone(workers)
+    assert made.left_over() == []
+
+
+def test_nothing_outlives_a_killed_orchestrator(made, serving):
+    process, _ = serving("--key", str(made.folder.with_name("bundle.key")))
     workers = workers_of(process.pid)
     assert len(workers) == 2
     process.kill()
     process.communicate()
     assert gone(workers), "workers end with their orchestrator"
-    areas = [p for n in left_over() for p in Path("/dev/shm", n).iterdir()]
-    assert areas == [], "shared memory has no name that could be left"
-    for name in left_over():
-        Path("/dev/shm", name).rmdir()
+    left = made.left_over()
+    assert len(left) <= 1, "shared memory has no name that could be left"
+    for folder in left:
+        folder.rmdir()

@@ -1,14 +1,17 @@
+import json
 import random
 import socket
 import struct
 import threading
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from partopt.enclave_runner.attestation import parse, verified_by_dcap, verifier
 from partopt.enclave_runner.messages import MAX_HEAD, Control, decode, encode
 from partopt.enclave_runner.session import Channel, Hello, accept, connect
 from partopt.enclave_runner.start import start_from
+from partopt.enclave_runner.transport import receive_exactly
 from partopt.errors import AttestationError, FrameError, SessionError
 
 MOST = 10_000
@@ -46,6 +49,85 @@ def test_messages_cross_both_ways_and_are_encrypted(wire):
     client.send(b"a secret that is long enough")
     seen = wire[1].recv(1000)
     assert b"secret" not in seen
+
+
+def between(client_end, head_end, change_hello, change_answer):
+    """Somebody on the wire who changes the handshake, and then lets everything through."""
+    hello = receive_exactly(client_end, 4 + 32 + 32)
+    head_end.sendall(change_hello(bytes(hello)))
+    (length,) = struct.unpack("<I", receive_exactly(head_end, 4))
+    answer = change_answer(json.loads(bytes(receive_exactly(head_end, length))))
+    raw = json.dumps(answer).encode()
+    client_end.sendall(struct.pack("<I", len(raw)) + raw)
+
+
+def same(said):
+    return said
+
+
+def another_salt(hello: bytes) -> bytes:
+    """The client's random bytes, which nothing but the transcript holds."""
+    return hello[:-1] + bytes([hello[-1] ^ 1])
+
+
+def another(field: str, value: str):
+    return lambda answer: {**answer, field: value}
+
+
+OTHERS_KEY = X25519PrivateKey.from_private_bytes(bytes(range(32))).public_key().public_bytes_raw()
+CHANGES = {
+    "client's random bytes": (another_salt, same),
+    "nonce": (same, another("nonce", "00" * 32)),
+    "public key": (same, another("public", OTHERS_KEY.hex())),
+    "backend": (same, another("backend", "gramine-sgx")),
+}
+
+
+def changed_handshake(wire, change, verify, quote=lambda data: b""):
+    """Handshake over two connections with somebody between them who makes a change."""
+    found = {}
+    near, far = socket.socketpair()
+
+    def head() -> None:
+        found["head"] = accept(wire[1], "native", quote, MOST)
+
+    threads = [
+        threading.Thread(target=head),
+        threading.Thread(target=between, args=(far, wire[0], *CHANGES[change])),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        channel, _ = connect(near, verify, MOST)
+    except BaseException:
+        near.close()
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
+        far.close()
+    return channel, near, found["head"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_handshake_that_was_changed_on_the_way_gives_no_common_key(wire, change):
+    client, near, head = changed_handshake(wire, change, lambda hello: None)
+    with near:
+        kept, (client._sock, ours) = client._sock, socket.socketpair()
+        with client._sock, ours:
+            client.send(b"a picture")
+            head._sock = ours
+            with pytest.raises(FrameError) as caught:
+                head.receive(5)
+        kept.close()
+    assert caught.value.code == "forged"
+
+
+@pytest.mark.parametrize("change", ["client's random bytes", "nonce", "public key"])
+def test_a_quote_holds_for_the_handshake_that_it_was_made_in(wire, change):
+    verify = verifier(MRENCLAVE.hex(), insecure=False, by_library=lambda q: None)
+    with pytest.raises(AttestationError, match="another handshake"):
+        changed_handshake(wire, change, verify, quote)
 
 
 def test_two_sessions_have_different_keys(wire):

@@ -11,7 +11,7 @@ from partopt.config import Attack, SplitConfig
 from partopt.datasets import Split
 from partopt.errors import UsageError
 from partopt.optimizer import protocols
-from partopt.optimizer.budgets import pick
+from partopt.optimizer.budgets import BUDGETS, pick
 from partopt.optimizer.check import CheckResult, _stored_evidence
 from partopt.optimizer.find import find
 from partopt.optimizer.protocols import PUBLISHED_BUDGETS, protocol_of
@@ -106,10 +106,25 @@ def test_a_run_says_every_choice(tiny_loaded, small, tmp_path):
     assert _stored_evidence(checked, result.config, 0.2), "check applies the same rule"
 
 
-def test_strict_is_the_default_and_says_so(tiny_loaded, small):
-    result = find(tiny_loaded, cuts=["late.2"], attackers=["linear"], resolution=32, repetitions=1)
-    assert result.config.privacy.protocol == "strict"
-    assert result.config.privacy.rule.startswith("safe only if")
+def test_strict_is_the_default_and_minds_the_upper_end_of_the_interval(tiny_loaded, monkeypatch):
+    """A mean below the threshold is not enough; the published rule asks no more."""
+    few = replace(BUDGETS["quick"], split=Split(48, 8, 16), resolution=32, minimum_images=20)
+    monkeypatch.setitem(BUDGETS, "quick", few)
+
+    def found_at(threshold):
+        result = find(tiny_loaded, ssim=threshold, scale="raw", cuts=["late.2"],
+                      attackers=["linear"], repetitions=1)  # fmt: skip
+        return result, result.config.cuts[0]
+
+    above, row = found_at(0.99)
+    assert above.found
+    assert above.config.privacy.protocol == "strict"
+    assert above.config.privacy.rule.startswith("safe only if")
+    assert row.score < row.high
+    between, same = found_at((row.score + row.high) / 2)
+    assert same.score == row.score, "the same evidence"
+    assert not between.found
+    assert same.status == "undecided"
 
 
 def test_the_published_points_are_wanted(tiny_loaded, small):

@@ -1,6 +1,7 @@
 import pytest
 
 from partopt.attackers.scoring import Score
+from partopt.config import Attack
 from partopt.optimizer.rule import Evidence, judge
 
 NAMES = ["a", "b", "c", "d"]
@@ -67,3 +68,17 @@ def test_the_strongest_attacker_decides():
     found = evidence(a=(0, 0.1), b=(0, 0.1), c=(0, 0.1), d=(0, 0.1))
     found[3, "decoder"] = e(0.5, 0.6)
     assert statuses(found) == ["leaks"] * 4
+
+
+@pytest.mark.parametrize("outcome", ["stopped at proof", "failed"])
+def test_a_recorded_attack_counts_only_if_it_ran_to_the_end(outcome):
+    low = {"attacker": "linear", "settings": "", "score": 0.05, "low": 0.0, "high": 0.1}
+    ran = {(0, "linear"): Evidence.of(Attack(**low, outcome="full budget"), "corrected")}
+    short = {(0, "linear"): Evidence.of(Attack(**low, outcome=outcome), "corrected")}
+    assert judge(["a"], ["linear"], ran, 0.2)[0].safe
+    assert not judge(["a"], ["linear"], short, 0.2)[0].safe
+
+
+def test_a_proof_at_exactly_the_threshold_leaks():
+    found = evidence(a=(0, 0.1), b=(0, 0.1), c=(0.2, 0.3), d=(0, 0.1))
+    assert statuses(found) == ["leaks", "leaks", "leaks", "safe"]

@@ -177,6 +177,29 @@ def test_a_proof_for_a_lower_threshold_is_no_evidence_for_a_higher_one(arena, tm
             assert attack.outcome == "full budget" or attack.low >= 0.9
 
 
+class StopsAtProof(Linear):
+    """Asks, as trained attackers do after an epoch, whether it may stop."""
+
+    def fit(self, *args, context, **kwargs):
+        super().fit(*args, context=context, **kwargs)
+        context.stopped_early = context.proven(self.reconstruct, 1.0)
+
+
+def test_what_stopped_at_a_proof_is_run_again_for_a_higher_threshold(arena, monkeypatch):
+    monkeypatch.setitem(registry.ATTACKERS, "linear", StopsAtProof)
+    only, storage = {"linear": SETTINGS["linear"]}, optuna.storages.InMemoryStorage()
+    low = arena(storage, threshold=0.02, settings=only, last=6)
+    low.run()
+    short = [j for j, a in low.outcome.attacks.items() if a.outcome == "stopped at proof"]
+    assert short
+    assert all(low.outcome.attacks[job].low >= 0.02 for job in short)
+    again = [job for job in short if low.outcome.attacks[job].low < 0.9]
+    assert again
+    outcome = arena(storage, threshold=0.9, settings=only, last=6).run()
+    assert outcome.run == len(again)
+    assert all(outcome.attacks[job].outcome == "full budget" for job in again)
+
+
 def test_only_certified_trials_are_feasible(arena):
     storage = optuna.storages.InMemoryStorage()
     search = arena(storage)

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from partopt.enclave_runner.areas import shm_folder
 from partopt.enclave_runner.programs import Program
 from partopt.errors import BackendError, ExportError, UsageError
 from partopt.graph import trace
 from partopt.profilers.backends import pick_accelerator, pick_enclave
-from partopt.profilers.handoff import handoff
+from partopt.profilers.base import CutLatency, Figure, Profile
+from partopt.profilers.handoff import Handoff, handoff
 from partopt.profilers.profile import modelled, profile, verify
 from partopt.profilers.sgx_model import SgxModel
 from partopt.profilers.statistics import median_and_noise
@@ -63,9 +65,34 @@ def test_thread_count_is_used_and_restored(graph):
     assert torch.get_num_threads() == 2
 
 
-def test_batch_scales_the_payload_only_once(graph):
-    p = profile(graph, graph.cuts(), batch=3, repetitions=1, warmup=0)
-    assert p.batch == 3
+@pytest.fixture
+def handed(monkeypatch):
+    """Sizes of the payloads handed over, each of which is said to take 100 s."""
+    sizes = []
+    monkeypatch.setattr(Handoff, "once", lambda self, size: sizes.append(size) or 100.0)
+    return sizes
+
+
+@pytest.mark.parametrize("traced_at", [1, 2])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_payload_is_that_of_the_batch(tiny, handed, traced_at, batch):
+    graph = trace(tiny, torch.zeros(traced_at, 3, 32, 32))
+    cuts = graph.cuts()
+    numbers = {c.payload_bytes // traced_at * batch for c in cuts}
+    p = profile(graph, cuts, batch=batch, repetitions=1, warmup=0)
+    assert p.batch == batch
+    assert set(handed) == numbers
+    handed.clear()
+    verify(graph, cuts[0], p.cuts[0], batch=batch, repetitions=1)
+    assert set(handed) == {cuts[0].payload_bytes // traced_at * batch}
+
+
+def test_a_verification_holds_the_handoff_on_both_sides(graph, handed):
+    cuts = graph.cuts()
+    p = profile(graph, cuts, repetitions=1, warmup=0)
+    v = verify(graph, cuts[1], p.cuts[1], repetitions=2)
+    for ms in (v.predicted_ms, v.measured_ms, v.profiled_ms):
+        assert 100e3 < ms < 110e3
 
 
 def test_the_sgx_model_is_labelled_everywhere(graph):
@@ -81,6 +108,23 @@ def test_the_sgx_model_is_labelled_everywhere(graph):
         assert "sgx-model" in after.enclave.backend
     assert any("modelled" in w for w in p.warnings)
     assert not any("without an enclave" in w for w in p.warnings)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_activations_of_the_whole_batch_page(graph, batch):
+    """Parameters are there once, activations for every image."""
+    cuts = graph.cuts()
+    figure = Figure(3.0, 0.0, "measured", "native")
+    latency = CutLatency(figure, figure, figure, figure)
+    measured = Profile([latency] * len(cuts), figure, figure, 1, batch, 1)
+    model = SgxModel(slowdown=1.0, transition_us=0, epc_mib=0, paging_ms_per_mib=2**20)
+    p = modelled(measured, graph, cuts, model)
+    for cut, after in zip(cuts, p.cuts, strict=True):
+        paged = cut.head_param_bytes + batch * cut.head_peak_activation_bytes
+        assert after.enclave.ms == pytest.approx(3 + paged)
+    assert p.full_enclave.ms == pytest.approx(
+        3 + graph.param_bytes + batch * graph.peak_activation_bytes
+    )
 
 
 def test_paging_beyond_the_epc():
@@ -125,10 +169,9 @@ def test_a_dead_second_process_is_an_error_not_a_hang():
 
 
 def test_nothing_is_left_in_shared_memory():
-    before = sorted(os.listdir("/dev/shm"))
     with handoff(10):
         pass
-    assert sorted(os.listdir("/dev/shm")) == before
+    assert not shm_folder(f"profile-{os.getpid()}").exists()
 
 
 def test_backends_that_are_not_here():
