@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console, RenderableType
@@ -16,7 +19,25 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-out, err = Console(), Console(stderr=True)
+
+class _Outlasting(Console):
+    """A console whose reader may go away: the work and its exit code are no less for that."""
+
+    def on_broken_pipe(self) -> None:
+        """Write no more."""
+        self.quiet = True
+        _silence(self.file)
+
+
+def _silence(stream: Any) -> None:
+    """Send a stream whose reader is gone to nowhere, so that no later write or flush fails."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+out, err = _Outlasting(), _Outlasting(stderr=True)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout")]
@@ -27,6 +48,17 @@ def show(what: RenderableType) -> None:
     if not out.is_terminal:
         out.width = 160
     out.print(what)
+
+
+def written(text: str) -> None:
+    """Write to stdout as it is; whoever read it may be gone."""
+    if sys.stdout is None:  # closed before we started
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence(sys.stdout)
 
 
 def tell(text: str, style: str = "") -> None:

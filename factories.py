@@ -57,7 +57,7 @@ def _found(spec: str) -> Callable[[], Any]:
     except (Exception, SystemExit) as error:
         raise UsageError(
             f"`model` got {spec!r}, which cannot be imported: {users_code.told(error)}; "
-            "run from the folder that holds the module, or install its package"
+            + _after_import(name, error)
         ) from error
     found: Any = module
     for part in attribute.split("."):
@@ -72,6 +72,17 @@ def _found(spec: str) -> Callable[[], Any]:
     if isinstance(found, nn.Module) or not callable(found):
         raise UsageError(f"`model` got {spec!r}, which is {_kind(found)}; {_HOW}")
     return found  # type: ignore[no-any-return]
+
+
+def _after_import(name: str, error: BaseException) -> str:
+    """What to do about a module that cannot be imported."""
+    if isinstance(error, ModuleNotFoundError) and name.startswith(error.name or "\0"):
+        return "run from the folder that holds it, or install its package"
+    if isinstance(error, ImportError):
+        return "install what it imports"
+    if isinstance(error, SystemExit):
+        return 'keep what runs as a script below if __name__ == "__main__"'
+    return "mend it so that python -c 'import " + name + "' works"
 
 
 def _as_module(name: str, attribute: str) -> str:

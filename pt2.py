@@ -80,6 +80,8 @@ def _is_program(spec: str, path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = [n.partition("/")[2] for n in archive.namelist()]
             broken = archive.testzip() if "archive_format" in names else None
+    except UsageError:
+        raise
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise refuse(f"cannot be read ({str(error)[:120]})", "export it again") from error
     if broken is not None:

@@ -76,8 +76,8 @@ def _instead(module: nn.Module, side: int) -> str:
         for size in (side, 224):
             if _failure(module, (1, channels, size, size)) is None:
                 return (
-                    f"; it takes {channels} channel{'s' * (channels > 1)}, and partopt sends RGB: "
-                    "put a layer before it that makes its channels of three"
+                    f"; it takes {channels} channel{'s' * (channels > 1)}, and partopt sends three "
+                    "(RGB): put a layer before it that converts them"
                 )
     return "; partopt attacks networks of one RGB image, (N, 3, S, S)"
 

@@ -164,14 +164,14 @@ def test_two_that_fit_and_differ_are_refused_by_name(tmp_path):
     assert same(module, state(2))
     with pytest.raises(WeightsError, match="`ema` and `swa` fit and differ"):
         loaded({"model": state(1), "ema": state(2), "swa": state(3)}, tmp_path)
-    module, done = loaded({"model": state(1), "state_dict": state(1)}, tmp_path)
+    module, _ = loaded({"model": state(1), "state_dict": state(1)}, tmp_path)
     assert same(module, state(1))
 
 
 @pytest.mark.parametrize(
     "average",
     [
-        {"shadow": {n: t for n, t in Net(2).named_parameters()}},
+        {"shadow": dict(Net(2).named_parameters())},
         {"decay": 0.99, "shadow_params": [p.detach() for p in Net(2).parameters()]},
     ],
 )
