@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -56,7 +57,13 @@ def _failure(module: nn.Module, shape: tuple[int, ...]) -> str | None:
     """What went wrong in one run, or None."""
     try:
         noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        with users_code.running(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(users_code.running())
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(torch.no_grad())
+            for part in module.modules():
+                if isinstance(part, nn.Conv3d):
+                    stack.callback(part.register_forward_pre_hook(_no_volume).remove)
             answer = module(noise)
     except (Exception, SystemExit) as error:
         return users_code.told(error)
@@ -65,6 +72,12 @@ def _failure(module: nn.Module, shape: tuple[int, ...]) -> str | None:
     if not leaves or all(isinstance(leaf, plain) for leaf in leaves):
         return f"it answers with {type(answer).__name__} instead of a tensor"
     return None
+
+
+def _no_volume(part: nn.Module, args: tuple[Any, ...]) -> None:
+    """A 3-d convolution takes a batch of images for one volume without a batch."""
+    if args and isinstance(args[0], torch.Tensor) and args[0].ndim == 4:
+        raise ValueError("it takes volumes, (N, C, D, H, W)")
 
 
 def _instead(module: nn.Module, side: int) -> str:
