@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import commands, research
-from .console import AsJson, Debug, Shown, err, numbers, out, show, written
+from .console import AsJson, Debug, Interrupts, Shown, err, numbers, out, show, written
 from .options import (
     Accelerator,
     Budget,
@@ -72,7 +72,10 @@ def find(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="DEFAULT, none (random) or a file: state dict, safetensors [DEFAULT]"),
+        typer.Option(
+            help="DEFAULT, none (random) or a file: state dict, safetensors; FILE#KEY names one "
+            "dictionary of several [DEFAULT]"
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -477,7 +480,8 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code. Errors are one sentence on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code: Any = app(arguments, standalone_mode=False)
+        with Interrupts():
+            code: Any = app(arguments, standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
     except KeyboardInterrupt:
@@ -490,6 +494,8 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         return _failed(error, debug="--debug" in arguments)
     if code == INTERRUPTED:
+        # Where a Ctrl-C passed through evaluated code, CPython would end by the signal instead.
+        exec("")
         resumed = arguments[:1] in (["find"], ["check"], ["reproduce"])
         what = "; the same command goes on from the attacks that were finished" if resumed else ""
         _say(f"interrupted{what}")

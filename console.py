@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -66,6 +69,34 @@ def tell(text: str, style: str = "") -> None:
     err.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
+class Interrupts:
+    """Remembers a Ctrl-C that was lost in a callback or an import, until the next stage.
+
+    Used as a context in the main thread; elsewhere it does nothing.
+    """
+
+    seen = False
+
+    def __enter__(self) -> None:
+        Interrupts.seen = False
+        self.before = signal.getsignal(signal.SIGINT)
+        self.ours = (
+            threading.current_thread() is threading.main_thread()
+            and self.before is signal.default_int_handler
+        )
+        if self.ours:
+            signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        if self.ours:
+            signal.signal(signal.SIGINT, self.before)
+
+    @staticmethod
+    def _note(number: int, frame: FrameType | None) -> None:
+        Interrupts.seen = True
+        signal.default_int_handler(number, frame)
+
+
 class Shown:
     """Progress on stderr: a bar on a terminal, nothing otherwise."""
 
@@ -92,7 +123,13 @@ class Shown:
         self.bar.stop()
 
     def stage(self, text: str, jobs: int | None = None) -> None:
-        """Name the stage; with `jobs`, its time left is an estimate for the most it can take."""
+        """Name the stage; with `jobs`, its time left is an estimate for the most it can take.
+
+        Raises:
+            KeyboardInterrupt: One came before and was lost.
+        """
+        if Interrupts.seen:
+            raise KeyboardInterrupt
         self.bar.update(self.detail, visible=False)
         self.bar.reset(self.task, total=jobs, description=text)
 

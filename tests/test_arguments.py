@@ -17,7 +17,7 @@ def test_ranges_are_named():
         with pytest.raises(UsageError, match=rf"`threads` got {wrong}; use 1 to \d+ .* cores"):
             arguments.threads(wrong)
     for wrong in (-1, 2**32):
-        with pytest.raises(UsageError, match="`seed` got .*; use 0 to 4294967295"):
+        with pytest.raises(UsageError, match=r"`seed` got .*; use 0 to 4294967295"):
             arguments.seed(wrong)
     for value in (0, -1.0, math.nan, math.inf):
         with pytest.raises(UsageError, match="above 0"):

@@ -1,5 +1,7 @@
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -166,6 +168,19 @@ def test_interrupt(here, capsys, monkeypatch):
     monkeypatch.setattr("partopt.optimizer.find.find", stop)
     assert cli.run(FIND) == 130
     assert "goes on from the attacks" in capsys.readouterr().err
+
+
+def test_an_interrupt_that_a_callback_swallows_ends_at_the_next_stage(here, monkeypatch):
+    def swallow(*a, watcher, **k):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        watcher.stage("the next one")
+        raise AssertionError("went on")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("partopt.optimizer.find.find", swallow)
+    assert cli.run(FIND) == 130
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_end_of_file_is_no_interrupt(here, capsys, monkeypatch):
