@@ -7,16 +7,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import UsageError
+
 
 def cache_dir(*parts: str) -> Path:
-    """The cache folder: ``$PARTOPT_CACHE``, else ``$XDG_CACHE_HOME/partopt``, else in ~/.cache."""
+    """The cache folder: ``$PARTOPT_CACHE``, else ``$XDG_CACHE_HOME/partopt``, else in ~/.cache.
+
+    Raises:
+        UsageError: It cannot be made.
+    """
     root = os.environ.get("PARTOPT_CACHE")
     if root:
         base = Path(root)
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "partopt"
     path = base.joinpath(*parts)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"`PARTOPT_CACHE` gives the cache folder {str(path)!r}, which cannot be made "
+            f"({(error.strerror or type(error).__name__).lower()}); name another place with it"
+        ) from error
     return path
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import commands, research
-from .console import AsJson, Debug, Shown, err, numbers, out, show
+from .console import AsJson, Debug, Interrupts, Shown, err, numbers, out, show, written
 from .options import (
     Accelerator,
     Budget,
@@ -73,7 +73,10 @@ def find(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="DEFAULT, none (random) or a file: state dict, safetensors [DEFAULT]"),
+        typer.Option(
+            help="DEFAULT, none (random) or a file: state dict, safetensors; FILE#KEY names one "
+            "dictionary of several [DEFAULT]"
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -154,9 +157,13 @@ def find(
     debug: Debug = False,
 ) -> None:
     """Find the fastest cut that no attacker inverts, and write its split config."""
+    from .arguments import names
+    from .models import short_name
     from .optimizer.find import find as run
+    from .outputs import writable
     from .settings import for_find
 
+    target = writable(out_file or Path(f"{short_name(model)}.split.json"), "out")
     given = {
         "ssim": ssim,
         "weights": weights,
@@ -164,7 +171,7 @@ def find(
         "budget": budget,
         "resolution": resolution,
         "scale": scale,
-        "attackers": attackers.split(",") if attackers else None,
+        "attackers": names("attackers", attackers),
         "enclave": enclave,
         "accelerator": accelerator,
         "threads": threads,
@@ -193,21 +200,21 @@ def find(
             command=shlex.join(["partopt", *sys.argv[1:]]),
             watcher=shown,
         )
-    _report(result, out_file, as_json)
+    _report(result, target, as_json)
 
 
-def _report(result: SplitResult, path: Path | None, as_json: bool) -> None:
+def _report(result: SplitResult, path: Path, as_json: bool) -> None:
     from .reporting.table import render
 
+    if result.found:  # first, for whoever reads stdout may go away
+        result.config.write(path)
     if as_json:
-        sys.stdout.write(result.config.to_json())
+        written(result.config.to_json())
     else:
         show(render(result.config))
     if not result.found:
         err.print("no safe cut: no split config written", style="bold red")
         raise typer.Exit(3)
-    path = path or Path(f"{result.model.short_name}.split.json")
-    result.config.write(path)
     if not as_json:
         err.print(f"split config: {path}", highlight=False)
 
@@ -232,14 +239,17 @@ def cuts(
     """List the cuts of a model and their figures, without attacks."""
     from dataclasses import asdict
 
+    from .arguments import whole
     from .models import load_model
     from .reporting.table import render_graph
 
+    whole("max_cuts", max_cuts, 1)
+    whole("depth", depth, 1)
     loaded = load_model(model, weights="none", trust_model=trust_model, input_size=input_size)
     graph = loaded.trace()
     listed = graph.cuts(_kind_of_cuts(kind), max_cuts=max_cuts, depth=depth)
     if as_json:
-        sys.stdout.write(json.dumps([asdict(c) for c in listed], indent=2) + "\n")
+        written(json.dumps([asdict(c) for c in listed], indent=2) + "\n")
     else:
         show(render_graph(graph, listed))
         err.print(
@@ -282,17 +292,21 @@ def attack(
     debug: Debug = False,
 ) -> None:
     """Run attackers on one cut: scores beside the floor, and pictures."""
+    from .arguments import names
     from .errors import UsageError
     from .optimizer.single import attack_cut
+    from .outputs import writable
     from .reporting.attacked import as_dict, table
 
     if show_folder is not None and images_out is None:
         raise UsageError(f"`show` got {str(show_folder)!r}, which needs --images-out; add it")
+    if images_out is not None:
+        writable(images_out, "images-out", replaced=False)
     with Shown() as shown:
         found = attack_cut(
             model,
             cut,
-            attackers=attackers.split(",") if attackers else None,
+            attackers=names("attackers", attackers),
             weights=weights,
             data=data,
             budget=budget,
@@ -307,12 +321,13 @@ def attack(
             show=show_folder,
             watcher=shown,
         )
+    if images_out is not None:
+        found.save(images_out)
     if as_json:
-        sys.stdout.write(json.dumps(as_dict(found), indent=2) + "\n")
+        written(json.dumps(as_dict(found), indent=2) + "\n")
     else:
         show(table(found))
     if images_out is not None:
-        found.save(images_out)
         err.print(f"pictures: {images_out}", highlight=False, markup=False)
     if found.strongest is None or any(r.score is None for r in found.results):
         raise typer.Exit(1)
@@ -353,8 +368,12 @@ def check(
 ) -> None:
     """Hold split configs against their models: 0 holds, 4 privacy regression, 5 moved or slower."""
     from .optimizer.check import check_all, worst
+    from .outputs import writable
     from .reporting import checks
 
+    for name, file in (("junit", junit), ("markdown", markdown)):
+        if file is not None:
+            writable(file, name, replaced=False)
     with Shown() as shown:
         results = check_all(
             splits or [],
@@ -373,13 +392,13 @@ def check(
             trust_model=trust_model,
             watcher=shown,
         )
-    if as_json:
-        sys.stdout.write(checks.as_json(results))
-    else:
-        show(checks.table(results))
     for path, render in ((junit, checks.junit), (markdown, checks.markdown)):
         if path is not None:
             path.write_text(render(results))
+    if as_json:
+        written(checks.as_json(results))
+    else:
+        show(checks.table(results))
     raise typer.Exit(worst([r.exit_code for r in results]))
 
 
@@ -395,10 +414,12 @@ def report(
 ) -> None:
     """Write a result as a self-contained page, or as Markdown, a chart or CSV."""
     from .config import SplitConfig
+    from .outputs import writable
     from .reporting.report import write
 
     path = out_file or split.with_name(split.name.removesuffix(".split.json") + f".report.{kind}")
-    write(SplitConfig.read(split), kind, path, chart)
+    config = SplitConfig.read(split)
+    write(config, kind, writable(path, "out"), chart)
     err.print(f"report: {path}", highlight=False, markup=False)
 
 
@@ -424,7 +445,7 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
 
     findings = examine()
     if as_json:
-        sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=2) + "\n")
+        written(json.dumps([asdict(f) for f in findings], indent=2) + "\n")
         return
     for finding in findings:
         mark = "[green]ok     [/]" if finding.state == "ok" else "[yellow]missing[/]"
@@ -436,7 +457,7 @@ def schema() -> None:
     """Print the JSON Schema of a split config."""
     from .config import json_schema
 
-    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+    written(json.dumps(json_schema(), indent=2) + "\n")
 
 
 def _version(wanted: bool) -> None:
@@ -460,14 +481,22 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code. Errors are one sentence on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code: Any = app(arguments, standalone_mode=False)
+        with Interrupts():
+            code: Any = app(arguments, standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except typer.Abort as stop:  # what typer makes of an EOFError
+        cause = stop.__cause__
+        if isinstance(cause, EOFError):
+            return _failed(cause, debug="--debug" in arguments)
         code = INTERRUPTED
     except Exception as error:
         return _failed(error, debug="--debug" in arguments)
     if code == INTERRUPTED:
+        # Where a Ctrl-C passed through evaluated code, CPython would end by the signal instead.
+        exec("")
         resumed = arguments[:1] in (["find"], ["check"], ["reproduce"])
         what = "; the same command goes on from the attacks that were finished" if resumed else ""
         _say(f"interrupted{what}")
@@ -491,6 +520,13 @@ def _failed(error: Exception, debug: bool) -> int:
         _say(str(error))
         return error.exit_code
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if isinstance(error, OSError) and error.strerror:
+        where = f" at {error.filename!r}" if error.filename else ""
+        _say(f"the system refused{where}: {error.strerror.lower()}; --debug shows where")
+        return 1
+    if isinstance(error, MemoryError):
+        _say("there is not enough memory; use a smaller --budget, --input-size or --batch")
+        return 1
     _say(f"{type(error).__name__}: {first} (this is a bug; --debug shows where)")
     return 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import AsJson, Debug, Shown, show, tell
+from .console import AsJson, Debug, Shown, show, tell, written
 
 if TYPE_CHECKING:
     from .enclave_runner.client import Client
@@ -73,8 +72,16 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write a bundle that runs: head, tail, Gramine manifest, hashes, units, README."""
+    from .arguments import threads as hold_threads
+    from .arguments import whole
     from .enclave_runner.export import export as write
+    from .outputs import folder, writable
 
+    whole("batch", batch, 1)
+    hold_threads(threads)
+    folder(out_folder, "out")
+    if key is not None:
+        writable(key, "key")
     with Shown() as shown:
         done = write(
             split,
@@ -146,7 +153,7 @@ def run(
             with service.client() as client:
                 _classify(client, images, lambda a: best(a, labels, top), rows)
     if as_json:
-        sys.stdout.write(json.dumps(as_dict(backend, rows), indent=2) + "\n")
+        written(json.dumps(as_dict(backend, rows), indent=2) + "\n")
     else:
         show(table(backend, rows))
 
@@ -285,10 +292,16 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Measure the deployed split: by stage, pipelined, and beside three other ways."""
+    from .arguments import whole
     from .dead_leaves import encoded
     from .enclave_runner.bench import bench as measure
+    from .outputs import writable
     from .reporting.answers import bench_table
 
+    whole("requests", requests, 1)
+    whole("published", published, 0)
+    if out_file is not None:
+        writable(out_file, "out", replaced=False)
     data = _image(image) if image is not None else encoded(512, seed=0)
     options = _options(enclave, accelerator, transport, threads, 1, in_flight)
     with Shown() as shown:
@@ -301,7 +314,7 @@ def bench(
     if out_file is not None:
         out_file.write_text(text)
     if as_json:
-        sys.stdout.write(text)
+        written(text)
     else:
         show(bench_table(found))
 
@@ -310,9 +323,15 @@ def _options(
     enclave: str, accelerator: str, transport: str, threads: int, batch: int, in_flight: int,
     **more: Any,
 ) -> Options:  # fmt: skip
+    from .arguments import threads as hold_threads
+    from .arguments import whole
     from .enclave_runner.orchestrator import Options
     from .profilers.backends import pick_accelerator
 
+    hold_threads(threads)
+    whole("batch", batch, 1)
+    whole("in_flight", in_flight, 1)
+    whole("queue", more.get("queue"), 0)
     return Options(
         enclave, pick_accelerator(accelerator), transport, threads, batch, in_flight, **more
     )

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from types import FrameType
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console, RenderableType
@@ -16,7 +22,25 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-out, err = Console(), Console(stderr=True)
+
+class _Outlasting(Console):
+    """A console whose reader may go away: the work and its exit code are no less for that."""
+
+    def on_broken_pipe(self) -> None:
+        """Write no more."""
+        self.quiet = True
+        _silence(self.file)
+
+
+def _silence(stream: Any) -> None:
+    """Send a stream whose reader is gone to nowhere, so that no later write or flush fails."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+out, err = _Outlasting(), _Outlasting(stderr=True)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout")]
@@ -29,9 +53,48 @@ def show(what: RenderableType) -> None:
     out.print(what)
 
 
+def written(text: str) -> None:
+    """Write to stdout as it is; whoever read it may be gone."""
+    if sys.stdout is None:  # closed before we started
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence(sys.stdout)
+
+
 def tell(text: str, style: str = "") -> None:
     """A message on stderr, one line however long."""
     err.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+class Interrupts:
+    """Remembers a Ctrl-C that was lost in a callback or an import, until the next stage.
+
+    Used as a context in the main thread; elsewhere it does nothing.
+    """
+
+    seen = False
+
+    def __enter__(self) -> None:
+        Interrupts.seen = False
+        self.before = signal.getsignal(signal.SIGINT)
+        self.ours = (
+            threading.current_thread() is threading.main_thread()
+            and self.before is signal.default_int_handler
+        )
+        if self.ours:
+            signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        if self.ours:
+            signal.signal(signal.SIGINT, self.before)
+
+    @staticmethod
+    def _note(number: int, frame: FrameType | None) -> None:
+        Interrupts.seen = True
+        signal.default_int_handler(number, frame)
 
 
 class Shown:
@@ -60,7 +123,13 @@ class Shown:
         self.bar.stop()
 
     def stage(self, text: str, jobs: int | None = None) -> None:
-        """Name the stage; with `jobs`, its time left is an estimate for the most it can take."""
+        """Name the stage; with `jobs`, its time left is an estimate for the most it can take.
+
+        Raises:
+            KeyboardInterrupt: One came before and was lost.
+        """
+        if Interrupts.seen:
+            raise KeyboardInterrupt
         self.bar.update(self.detail, visible=False)
         self.bar.reset(self.task, total=jobs, description=text)
 

@@ -148,9 +148,10 @@ def find_named(nodes: Sequence[Node], cuts: Sequence[Cut], name: str) -> Cut:
             f"`cut` names {name!r}, after which the graph cannot be parted "
             f"(it is the input, the answer, or not a tensor); `partopt cuts` lists those that can"
         )
+    alone = "a kind of cuts stands alone, and " if name in KINDS else ""
     raise CutError(
         f"`cut` got {name!r}, which is no node of this model{nearest(name, by_name)}; "
-        "`partopt cuts` lists its names"
+        f"{alone}`partopt cuts` lists its names"
     )
 
 

@@ -1,7 +1,7 @@
 """Models by name, their weights, and how they want their images.
 
-Nothing here unpickles: state dicts are read with ``weights_only=True`` or as safetensors, and a
-``.pt2`` file, whose loader may unpickle, only when the caller says so.
+Each way to name a model has a loader; files of weights are read in `weights`, ``.pt2`` files in
+`pt2`, and factories are called in `factories`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import math
 import os
-import re
 import socket
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from . import tracing
+from . import factories, pt2, tracing, trial_run
+from . import weights as weights_files
 from ._torchvision import models as tv
+from .arguments import SIZES, whole
+from .arguments import seed as hold_seed
 from .errors import TraceError, UsageError, WeightsError, nearest
 from .graph import LayerGraph, build, trace
 from .hashing import hash_state
@@ -31,13 +32,15 @@ from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, from_torc
 
 DOWNLOAD_TIMEOUT_S = 20.0
 _NO_UNPICKLING = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load at every call
-# Their published weights want `transform_input`, and come with heads used in training only.
+# Their published weights want `transform_input`.
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
-_AUXILIARY_HEADS = {"GoogLeNet": ("aux1.", "aux2."), "Inception3": ("AuxLogits.",)}
-# Published DenseNet checkpoints are older than the module names of today.
-_OLD_DENSENET = re.compile(
-    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$"
-)
+_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".onnx", ".h5", ".npz", ".tar", ".pkl")
+
+
+def short_name(spec: str) -> str:
+    """A name fit for a file, of a model as it was asked for."""
+    stem = spec.rpartition(":")[2]
+    return Path(stem).stem if stem.endswith(".pt2") else stem.replace("/", "_")
 
 
 @dataclass
@@ -48,8 +51,9 @@ class LoadedModel:
         spec: The model as it was asked for.
         module: The network (for ``.pt2``: the exported graph module).
         preprocessing: Resize, crop and normalisation.
-        weights: What the weights are: ``default:...``, ``random (seed ...)``, or the file's name.
-        weights_hash: SHA-256 of the state dict.
+        weights: What the weights are: ``default:...``, ``random (seed ...)``, or the file's name,
+            with ``#`` and the dictionary in it where there was more than one.
+        weights_hash: SHA-256 of the state dict and of the other tensors that the network holds.
         warnings: What the user must know, e.g. that the weights are random.
     """
 
@@ -69,8 +73,7 @@ class LoadedModel:
     @property
     def short_name(self) -> str:
         """A name fit for a file."""
-        stem = self.spec.rpartition(":")[2]
-        return Path(stem).stem if stem.endswith(".pt2") else stem.replace("/", "_")
+        return short_name(self.spec)
 
     def example(self, batch: int = 1) -> torch.Tensor:
         """An input of zeros, shape (batch, 3, H, W)."""
@@ -113,7 +116,8 @@ def load_model(
     Args:
         spec: ``efficientnet_b0`` (= ``torchvision:efficientnet_b0``), ``timm:NAME``,
             ``package.module:factory`` (called without arguments), or a ``.pt2`` file.
-        weights: ``"DEFAULT"``, ``"none"`` (random), or a file: a state dict or safetensors.
+        weights: ``"DEFAULT"``, ``"none"`` (random), or a file: a state dict or safetensors;
+            ``FILE#KEY`` names one dictionary of several in it.
         strict: Raise when default weights cannot be had, instead of going on with random ones.
         trust_model: Allow a ``.pt2`` file, whose loader may run code.
         mean, std: Three values each, in place of the model's own normalisation.
@@ -124,6 +128,8 @@ def load_model(
         UsageError: A spec or setting that names nothing.
         WeightsError: Weights that are missing, unsafe or do not fit.
     """
+    hold_seed(seed)
+    whole("input_size", input_size, *SIZES)
     if spec.endswith(".pt2"):
         loaded = _load_pt2(spec, trust_model, weights)
     else:
@@ -131,9 +137,12 @@ def load_model(
         family, name = _parse(spec)
         loaded = _LOADERS[family](spec, name, weights, strict, seed)
     size = loaded.preprocessing.input_size
-    if input_size is not None and input_size < 1:
-        raise UsageError(f"`input_size` got {input_size}; use a number of pixels above 0")
     wanted = input_size or size
+    if loaded.program is not None and wanted != size:
+        raise UsageError(
+            f"`input_size` got {wanted}, but `model` {spec} was exported for {size}x{size}; "
+            "export it at the size that you want"
+        )
     loaded.preprocessing = replace(
         loaded.preprocessing,
         input_size=wanted,
@@ -144,6 +153,8 @@ def load_model(
     )
     if loaded.program is None:
         loaded.module.eval()
+        beside = trial_run.try_out(spec, loaded.module, wanted)
+        loaded.weights_hash = hash_state({**beside, **loaded.module.state_dict()})
     for parameter in loaded.module.parameters():
         parameter.requires_grad_(False)
     return loaded
@@ -152,8 +163,11 @@ def load_model(
 def _three(name: str, values: Sequence[float] | None) -> tuple[float, float, float] | None:
     if not values:
         return None
-    if len(values) not in (1, 3) or (name == "std" and min(values) <= 0):
-        raise UsageError(f"`{name}` got {list(values)}; give one number or three, std above 0")
+    wrong = len(values) not in (1, 3) or not all(map(math.isfinite, values))
+    if wrong or (name == "std" and min(values) <= 0):
+        raise UsageError(
+            f"`{name}` got {list(values)}; give one finite number or three, std above 0"
+        )
     a, b, c = list(values) * (3 // len(values))
     return (float(a), float(b), float(c))
 
@@ -176,7 +190,7 @@ def _load_torchvision(spec: str, name: str, weights: str, strict: bool, seed: in
     if name not in known:
         raise UsageError(
             f"`model` got {spec!r}, which torchvision does not have{nearest(name, known)}; "
-            "use one of its classification models, timm:NAME, package.module:factory or a .pt2 file"
+            f"{_instead(name)}"
         )
     default = tv.get_model_weights(name).DEFAULT
 
@@ -200,9 +214,22 @@ def _load_torchvision(spec: str, name: str, weights: str, strict: bool, seed: in
         module=module,
         preprocessing=from_torchvision(default.transforms()),
         weights=label,
-        weights_hash=hash_state(module.state_dict()),
+        weights_hash="",
         warnings=notes,
     )
+
+
+def _instead(name: str) -> str:
+    """What to write for a model that torchvision does not have."""
+    path = Path(name)
+    if path.suffix in _FILES:
+        return "name the architecture, and give a file of its weights with --weights"
+    module, dot, attribute = name.rpartition(".")
+    if path.suffix == ".py" or "/" in name:
+        return "give a factory as package.module:factory, or a .pt2 file"
+    if dot and module and attribute.isidentifier():
+        return f"a factory of your own is written {module}:{attribute}"
+    return "use one of its classification models, timm:NAME, package.module:factory or a .pt2 file"
 
 
 def _load_timm(spec: str, name: str, weights: str, strict: bool, seed: int) -> LoadedModel:
@@ -238,27 +265,11 @@ def _load_timm(spec: str, name: str, weights: str, strict: bool, seed: int) -> L
         interpolation=config["interpolation"],
         source="timm pretrained configuration",
     )
-    return LoadedModel(spec, module, preprocessing, label, hash_state(module.state_dict()), notes)
+    return LoadedModel(spec, module, preprocessing, label, "", notes)
 
 
 def _load_factory(spec: str, name: str, weights: str, strict: bool, seed: int) -> LoadedModel:
-    module_name, _, attribute = name.partition(":")
-    with _importable_from_here():
-        try:
-            factory: Any = importlib.import_module(module_name)
-            for part in attribute.split("."):
-                factory = getattr(factory, part)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(
-                f"`model` got {spec!r}, which cannot be imported ({error}); "
-                "use package.module:factory"
-            ) from error
-        made = factory()
-    if not isinstance(made, nn.Module):
-        raise UsageError(
-            f"`model` got {spec!r}, which returned {type(made).__name__}; "
-            "the factory must return a torch.nn.Module when called without arguments"
-        )
+    made = factories.make(name)
     preprocessing = _default_preprocessing()
     own = getattr(made, "preprocessing", None)
     if isinstance(own, Preprocessing):
@@ -266,21 +277,7 @@ def _load_factory(spec: str, name: str, weights: str, strict: bool, seed: int) -
     module, label, notes = _with_weights(
         weights, strict, seed, lambda: (made, f"as the factory {spec} made them"), lambda: made
     )
-    return LoadedModel(spec, module, preprocessing, label, hash_state(module.state_dict()), notes)
-
-
-@contextlib.contextmanager
-def _importable_from_here() -> Iterator[None]:
-    """Let a factory beside the user be imported, as ``python -m`` would."""
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if added:
-            sys.path.remove(here)
+    return LoadedModel(spec, module, preprocessing, label, "", notes)
 
 
 _LOADERS: dict[str, Callable[[str, str, str, bool, int], LoadedModel]] = {
@@ -291,35 +288,21 @@ _LOADERS: dict[str, Callable[[str, str, str, bool, int], LoadedModel]] = {
 
 
 def _load_pt2(spec: str, trust_model: bool, weights: str) -> LoadedModel:
-    path = Path(spec)
-    if not path.is_file():
-        raise UsageError(f"`model` got {spec!r}, which does not exist; give a torch.export file")
-    if not trust_model:
-        raise UsageError(
-            f"`model` got {spec!r}: torch.export.load may unpickle, which can run code from the "
-            "file; pass --trust-model if you made the file yourself"
-        )
     if weights not in ("DEFAULT", "none"):
         raise UsageError("`weights` cannot be given with a .pt2 file, which carries its own")
-    program = torch.export.load(path)
-    args, _ = program.example_inputs or ((), {})
-    size = int(args[0].shape[-1]) if args and isinstance(args[0], torch.Tensor) else 224
+    program = pt2.read(spec, trust_model)
     return LoadedModel(
         spec=spec,
-        module=program.module(check_guards=False),
-        preprocessing=_default_preprocessing(size),
-        weights=f"file: {path.name}",
-        weights_hash=hash_state({**program.state_dict, **_constants(program)}),
+        module=program.exported.module(check_guards=False),
+        preprocessing=_default_preprocessing(program.side),
+        weights=f"file: {Path(spec).name}",
+        weights_hash=hash_state(program.tensors()),
         warnings=[
             "the .pt2 file carries no preprocessing: ImageNet mean and std are assumed "
             "unless --mean and --std are given"
         ],
-        program=program,
+        program=program.exported,
     )
-
-
-def _constants(program: torch.export.ExportedProgram) -> dict[str, torch.Tensor]:
-    return {k: v for k, v in program.constants.items() if isinstance(v, torch.Tensor)}
 
 
 def _with_weights(
@@ -334,8 +317,8 @@ def _with_weights(
         return bare(), f"random (seed {seed})", ["random weights: asked for with --weights none"]
     if weights != "DEFAULT":
         module = bare()
-        load_weights(module, Path(weights))
-        return module, f"file: {Path(weights).name}", []
+        loaded = weights_files.load(module, weights)
+        return module, loaded.label, loaded.notes
     try:
         with _careful_download():
             return *trained(), []
@@ -378,57 +361,4 @@ def _careful_download() -> Iterator[None]:
             os.environ[_NO_UNPICKLING] = forced
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from a ``torch.save`` file (``weights_only``) or a safetensors file.
-
-    Raises:
-        WeightsError: The file is missing, holds no state dict, or would need unpickling.
-    """
-    if not path.is_file():
-        raise WeightsError(f"`weights` got {str(path)!r}, which does not exist; give a file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise WeightsError(
-            f"`weights` got {str(path)!r}, which cannot be read without unpickling: it is no "
-            f"weights file or holds more than tensors ({type(error).__name__}); save a plain "
-            "state dict or safetensors"
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(
-        isinstance(v, torch.Tensor) for v in state.values()
-    ):
-        raise WeightsError(f"`weights` got {str(path)!r}, which is no state dict; save one")
-    return {str(k).removeprefix("module."): v for k, v in state.items()}
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load the state dict in `path` into `module`, every key and shape of it.
-
-    Raises:
-        WeightsError: Unreadable, or of another model.
-    """
-    state = {_OLD_DENSENET.sub(r"\1\2", k): v for k, v in read_state(path).items()}
-    own = module.state_dict()
-    if type(module).__name__ in _AUXILIARY_HEADS:
-        heads = _AUXILIARY_HEADS[type(module).__name__]
-        state = {k: v for k, v in state.items() if not k.startswith(heads)}
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    foreign = [k for k in state if k not in own]
-    shapes = [k for k in state if k in own and state[k].shape != own[k].shape]
-    if missing or foreign or shapes:
-        first = (missing + foreign + shapes)[0]
-        raise WeightsError(
-            f"`weights` got {str(path)!r}, which is of another model: {len(missing)} tensors are "
-            f"missing, {len(foreign)} unknown, {len(shapes)} of another shape (first: {first})"
-        )
-    module.load_state_dict({**own, **state})
-
-
-__all__ = ["LoadedModel", "load_model", "load_weights", "read_state"]
+__all__ = ["LoadedModel", "load_model", "short_name"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import AsJson, Debug, Shown, err, integers, numbers, show
+from .console import AsJson, Debug, Shown, err, integers, numbers, show, written
 from .options import (
     Accelerator,
     Budget,
@@ -42,12 +42,20 @@ def data(
     debug: Debug = False,
 ) -> None:
     """Show what a run would be given as --data: classes, split, what was odd, and the floor."""
+    from .arguments import SIZES, whole
+    from .arguments import seed as hold_seed
     from .datasets import load_images
     from .optimizer.budgets import pick
     from .optimizer.floor import floor_of
+    from .outputs import writable
     from .preprocessing import Preprocessing
     from .reporting import samples
 
+    whole("input_size", input_size, *SIZES)
+    whole("resolution", resolution, SIZES[0])
+    hold_seed(seed)
+    if preview:
+        writable(out_file, "out", replaced=False)
     chosen = pick(budget)
     how = Preprocessing(input_size=input_size, resize=round(input_size * 256 / 224))
     with Shown() as shown:
@@ -57,9 +65,10 @@ def data(
         shown.stage("measuring the floor")
         side = min(resolution, input_size)
         floor = floor_of(images, side, seed)
-    show(samples.table(images, float(floor.mean()), side))
     if preview:
         samples.preview(images).save(out_file, format="PNG")
+    show(samples.table(images, float(floor.mean()), side))
+    if preview:
         err.print(f"samples: {out_file}", highlight=False, markup=False)
 
 
@@ -101,6 +110,7 @@ def reproduce(
     from .errors import UsageError
     from .optimizer.published import MODELS
     from .optimizer.reproduce import reproduce as run
+    from .outputs import folder
     from .reporting import reproduced
 
     for name, given, known in (
@@ -114,6 +124,7 @@ def reproduce(
         raise UsageError(
             f"`weights` got {weights!r} for {len(names)} models; name one with --model"
         )
+    folder(out_folder, "out")
     studies = []
     with Shown() as shown:
         for name in names:
@@ -172,18 +183,25 @@ def strength(
 ) -> None:
     """Score of an attack by its data and its epochs: would more of them break the cut?"""
     import json
-    import sys
 
+    from .arguments import names
+    from .errors import UsageError
     from .optimizer.strength import strength as run
+    from .outputs import writable
     from .reporting import strengths
 
+    if not 0 < ssim <= 1:
+        raise UsageError(f"`ssim` got {ssim}; use a threshold above 0 and at most 1")
+    if chart is not None:
+        strengths.drawable(chart)
+        writable(chart, "chart", replaced=False)
     with Shown() as shown:
         found = run(
             model,
             cut,
             images=integers("images", images),
             epochs=integers("epochs", epochs),
-            attackers=attackers.split(",") if attackers else None,
+            attackers=names("attackers", attackers),
             ssim=ssim,
             weights=weights,
             data=data,
@@ -201,6 +219,6 @@ def strength(
         strengths.chart(found, chart)
         err.print(f"chart: {chart}", highlight=False, markup=False)
     if as_json:
-        sys.stdout.write(json.dumps(strengths.as_dict(found), indent=2) + "\n")
+        written(json.dumps(strengths.as_dict(found), indent=2) + "\n")
     else:
         show(strengths.table(found))

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import ton_iot
+from .arguments import MOST_SEED
 from .errors import ConfigError, nearest
 
 MAX_BYTES = 1 << 20
@@ -42,7 +43,7 @@ class Defaults(BaseModel):
     accelerator: str | None = None
     threads: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=1)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, le=MOST_SEED)
     latency: bool | None = None
     latency_tolerance: float | None = Field(default=None, gt=0)
 
@@ -111,7 +112,8 @@ def read(path: Path) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"settings {str(path)!r} are no TOML: {str(error)[:120]}") from None
     if path.name == "pyproject.toml":
-        raw = raw.get("tool", {}).get("partopt", {})
+        tool = raw.get("tool", {})
+        raw = tool.get("partopt", {}) if isinstance(tool, dict) else {}
     try:
         settings = Settings.model_validate(raw)
     except ValidationError as error:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .config import SplitConfig
 from .errors import ConfigError
 from .models import LoadedModel, load_model
+
+
+def _same_dictionary(weights: str, stored: str) -> str:
+    """The file given, with the dictionary that was taken from a file of this name."""
+    name, mark, key = stored.removeprefix("file: ").rpartition("#")
+    known = stored.startswith("file: ") and mark and Path(weights).name == name
+    return f"{weights}#{key}" if known and Path(weights).is_file() else weights
 
 
 def load_stored(
@@ -32,6 +41,8 @@ def load_stored(
                 "give the file with --weights"
             )
         weights = "none" if stored.random_weights else "DEFAULT"
+    if weights is not None:
+        weights = _same_dictionary(weights, stored.weights)
     p = stored.preprocessing
     return load_model(
         spec,

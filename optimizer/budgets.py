@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .. import arguments
 from ..attackers.base import Attacker
 from ..attackers.decoder import Decoder
 from ..attackers.hybrid import Hybrid
@@ -42,7 +43,7 @@ class Budget:
 
     def panel(self, names: list[str] | None = None) -> dict[str, Attacker]:
         """The attackers by name, `blind` left out, cheap ones first."""
-        wanted = names or list(self.settings)
+        wanted = arguments.names("attackers", names) or list(self.settings)
         known = {**self.others, **self.settings}
         made = [make(n, known.get(n)) for n in wanted if n != "blind"]
         if not made:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from .. import arguments
 from .. import config as c
 from ..attackers.features import FeatureStore
 from ..cache import cache_dir
@@ -159,10 +160,15 @@ def find(
         raise UsageError(f"`ssim` got {ssim}; use a threshold above 0 and at most 1")
     if terms.scale not in ("corrected", "raw"):
         raise UsageError(f"`scale` got {scale!r}; use 'corrected' or 'raw'")
-    if tune < 0:
-        raise UsageError(f"`tune` got {tune}; use a number of settings to try, or 0")
-    if workers < 1:
-        raise UsageError(f"`workers` got {workers}; use 1 or more")
+    arguments.whole("tune", tune, 0)
+    arguments.whole("workers", workers, 1, arguments.MOST_WORKERS)
+    arguments.whole("batch", batch, 1)
+    arguments.whole("repetitions", repetitions, 1)
+    arguments.whole("max_cuts", max_cuts, 1)
+    arguments.whole("depth", depth, 1)
+    arguments.threads(threads)
+    arguments.seed(seed)
+    arguments.above_zero("feature_cache", feature_cache_gib, "an amount of GiB")
     if isinstance(sgx_model, str):
         sgx_model = SgxModel.parse(sgx_model)
     enclave, accelerator = pick_enclave(enclave), pick_accelerator(accelerator)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import arguments
 from ..attackers.base import Attacker
 from ..attackers.features import FeatureStore
 from ..cache import cache_dir
@@ -72,6 +73,8 @@ def lay(
     input_size: int | None = None,
 ) -> Ground:
     """Load, trace, read and measure the floor; arguments as in `find`."""
+    arguments.seed(seed)
+    arguments.whole("max_cuts", max_cuts, 1)
     keep_memory()
     device = pick_accelerator(accelerator)
     chosen = pick(budget, device)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .. import ton_iot
+from .. import arguments, ton_iot
 from ..config import Attack, CutRow, SplitConfig
 from ..datasets import GENERATED
 from ..errors import UsageError
@@ -140,6 +140,8 @@ def reproduce(
     Raises:
         UsageError: No published points for this architecture, or no such point.
     """
+    arguments.seed(seed)
+    arguments.whole("repetitions", repetitions, 1)
     watcher = watcher or Silent()
     side, device = pick_enclave(enclave), pick_accelerator(accelerator)
     effort = pick(budget, device, PUBLISHED_BUDGETS)

@@ -13,6 +13,7 @@ measured for inference by Tramer and Boneh, "Slalom" (ICLR 2019).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from ..errors import UsageError
@@ -58,9 +59,10 @@ class SgxModel:
                 values[name] = float(value)
             except ValueError:
                 raise UsageError(f"`sgx-model` got {item!r}; the value must be a number") from None
-        if values.get("slowdown", 1.0) < 1 or any(v < 0 for v in values.values()):
+        wrong = any(not 0 <= v < math.inf for v in values.values())
+        if wrong or values.get("slowdown", 1.0) < 1:
             raise UsageError(
-                f"`sgx-model` got {text!r}; slowdown is at least 1, the rest 0 or more"
+                f"`sgx-model` got {text!r}; slowdown is at least 1, the rest 0 or more, all finite"
             )
         if "transitions" in values:
             values["transitions"] = int(values["transitions"])

@@ -43,10 +43,19 @@ def table(found: Strength) -> RenderableType:
     return Group(shown, Text("\n".join(text)))
 
 
-def chart(found: Strength, path: Path) -> None:
-    """Score by number of training images, one line an attacker and number of epochs."""
+def drawable(path: Path) -> None:
+    """Raise unless `path` names a kind of file that `chart` can write.
+
+    Raises:
+        UsageError: It does not.
+    """
     if path.suffix not in (".svg", ".png"):
         raise UsageError(f"`chart` got {str(path)!r}; use a name that ends in .svg or .png")
+
+
+def chart(found: Strength, path: Path) -> None:
+    """Score by number of training images, one line an attacker and number of epochs."""
+    drawable(path)
     figure, axes = new_figure(6.4, 3.6)
     lines = list(dict.fromkeys((c.attacker, c.epochs) for c in found.cells))
     for i, (attacker, epochs) in enumerate(lines):

@@ -1,4 +1,7 @@
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -79,6 +82,49 @@ def test_no_safe_cut_exits_with_3_and_writes_nothing(here, capsys):
         (["find", "--model", "clinet:make", "--cuts", "paper"], 2, "no cut points"),
         (["cuts", "nope.pt2"], 2, "does not exist"),
         (["frobnicate"], 2, "No such command"),
+        *[
+            (["find", "--model", "clinet:make", f"--{option}", value], 2, words)
+            for option, value, words in [
+                ("threads", "100000", "`threads` got 100000; use 1 to"),
+                ("threads", "0", "`threads` got 0"),
+                ("seed", "-1", "`seed` got -1; use 0 to"),
+                ("repetitions", "0", "`repetitions` got 0; use 1 or more"),
+                ("batch", "0", "`batch` got 0"),
+                ("workers", "0", "`workers` got 0; use 1 to"),
+                ("max-cuts", "0", "`max_cuts` got 0"),
+                ("depth", "0", "`depth` got 0"),
+                ("feature-cache", "-1", "`feature_cache` got -1.0"),
+                ("ssim", "nan", "`ssim` got nan"),
+                ("input-size", "1", "`input_size` got 1; use 16 to"),
+                ("mean", "nan", "`mean` got [nan]"),
+                ("std", "0", "`std` got [0.0]"),
+                ("attackers", "linear,", "a name is empty"),
+                ("attackers", "linear,linear", "'linear' twice"),
+                ("attackers", "linaer", "nearest: linear"),
+                ("sgx-model", "slowdown=nan", "all finite"),
+                ("sgx-model", "fast", "`sgx-model` got 'fast'"),
+                ("cuts", "stage,0", "a kind of cuts stands alone"),
+                ("storage", "sqlite:///no/such/a.db", "`storage` got"),
+                ("storage", "./a.db", "`storage` got"),
+                ("out", ".", "`out` got '.', which is a folder"),
+                ("out", "clinet.py/s.json", "`out` got 'clinet.py/s.json'"),
+            ]
+        ],
+        (["cuts", "clinet:make", "--depth", "0"], 2, "`depth` got 0"),
+        (["cuts", "clinet.py:make"], 2, "clinet:make"),
+        (
+            ["attack", "--model", "clinet:make", "--cut", "0", "--images-out", "."],
+            2,
+            "`images-out`",
+        ),
+        (["attack", "--model", "clinet:make", "--cut", "0", "--seed", "-1"], 2, "`seed`"),
+        (["check", "s.json", "--junit", "."], 2, "`junit` got '.'"),
+        (["check", "s.json", "--markdown", "."], 2, "`markdown` got '.'"),
+        (["strength", "--model", "clinet:make", "--cut", "0", "--chart", "c.pdf"], 2, "`chart`"),
+        (["reproduce", "--out", "clinet.py"], 2, "`out` got 'clinet.py', which is a file"),
+        (["export", "s.json", "--out", "clinet.py"], 2, "`out` got 'clinet.py', which is a file"),
+        (["bench", "b", "--out", "."], 2, "`out` got '.'"),
+        (["data", ".", "--preview", "--out", "."], 2, "`out` got '.'"),
     ],
 )
 def test_errors_are_one_sentence_with_a_code(here, capsys, arguments, code, words):
@@ -122,6 +168,62 @@ def test_interrupt(here, capsys, monkeypatch):
     monkeypatch.setattr("partopt.optimizer.find.find", stop)
     assert cli.run(FIND) == 130
     assert "goes on from the attacks" in capsys.readouterr().err
+
+
+def test_an_interrupt_that_a_callback_swallows_ends_at_the_next_stage(here, monkeypatch):
+    def swallow(*a, watcher, **k):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        watcher.stage("the next one")
+        raise AssertionError("went on")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("partopt.optimizer.find.find", swallow)
+    assert cli.run(FIND) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_end_of_file_is_no_interrupt(here, capsys, monkeypatch):
+    def torn(*a, **k):
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("partopt.optimizer.find.find", torn)
+    assert cli.run(FIND) == 1
+    assert "EOFError" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_no_bug(here, capsys, monkeypatch):
+    def full(*a, **k):
+        raise OSError(28, "No space left on device", "/x/y")
+
+    monkeypatch.setattr("partopt.optimizer.find.find", full)
+    assert cli.run(FIND) == 1
+    said = capsys.readouterr().err
+    assert "the system refused at '/x/y': no space left on device" in said
+    assert "this is a bug" not in said
+
+
+def test_a_cache_that_cannot_be_made(here, capsys, monkeypatch):
+    monkeypatch.setenv("PARTOPT_CACHE", str(here / "clinet.py" / "in"))
+    assert cli.run(FIND) == 2
+    assert "`PARTOPT_CACHE`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["cuts", "clinet:make", "--input-size", "32"], ["schema"]])
+def test_a_reader_that_goes_away_changes_nothing(here, arguments):
+    program = "import os, sys; from partopt.cli import run; code = run(sys.argv[1:]); "
+    program += "os.write(2, b'code %d' % code)"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], stdout=writer, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == 0
+    assert done.stderr.endswith("code 0")
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
 
 
 def test_as_a_module_and_version():

@@ -109,6 +109,28 @@ def test_a_pickle_in_the_hub_cache_does_not_run(tmp_path, monkeypatch):
     assert not marker.exists()
 
 
+def test_a_dictionary_that_was_chosen_is_taken_again_from_a_file_of_that_name(tmp_path):
+    from types import SimpleNamespace
+
+    from partopt.stored import load_stored
+
+    raw, average = (load_model("squeezenet1_1", weights="none", seed=s) for s in (1, 2))
+    path = tmp_path / "w.pth"
+    torch.save({"model": raw.module.state_dict(), "ema": average.module.state_dict()}, path)
+    assert load_model("squeezenet1_1", weights=str(path)).weights_hash == average.weights_hash
+    chosen = load_model("squeezenet1_1", weights=f"{path}#model", input_size=64)
+    assert chosen.weights == "file: w.pth#model"
+    stored = SimpleNamespace(
+        spec="squeezenet1_1", weights=chosen.weights, random_weights=False,
+        preprocessing=chosen.preprocessing,
+    )  # fmt: skip
+    config = SimpleNamespace(model=stored, seed=0)
+    assert load_stored(config, weights=str(path)).weights_hash == raw.weights_hash
+    other = tmp_path / "other.pth"
+    torch.save(average.module.state_dict(), other)
+    assert load_stored(config, weights=str(other)).weights_hash == average.weights_hash
+
+
 def test_missing_weights_file():
     with pytest.raises(WeightsError, match="does not exist"):
         load_model("squeezenet1_1", weights="/no/such.pth")

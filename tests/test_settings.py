@@ -34,11 +34,25 @@ def test_defaults_reach_every_model_and_paths_follow_the_file(tmp_path):
         ("ssim = 3", "wrong at `ssim`"),
         ("ssim = ", "no TOML"),
         ('budget = "huge"', "wrong at `budget`"),
+        ("seed = -1", "wrong at `seed`"),
+        ('attackers = "linear"', "wrong at `attackers`"),
+        ('threads = "many"', "wrong at `threads`"),
+        ("models = 3", "wrong at `models`"),
     ],
 )
 def test_problems_name_the_key(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         read(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["tool = 3", "[tool]\npartopt = 3"])
+def test_a_pyproject_of_wrong_types(tmp_path, text):
+    path = write(tmp_path, text, "pyproject.toml")
+    if "partopt" in text:
+        with pytest.raises(ConfigError, match="wrong"):
+            read(path)
+    else:
+        assert read(path).models == []
 
 
 def test_missing_file(tmp_path):
