@@ -23,7 +23,9 @@ from ..datasets import ImageSet, to_float
 from ..errors import AttackError
 from ..graph import Cut, LayerGraph
 from ..hashing import hash_json
+from ..identity import network_hash
 from ..preprocessing import Preprocessing
+from ..sources import feature_source
 from ..splitting import capture
 from .layout import to_map
 from .rows import Rows
@@ -73,10 +75,11 @@ class FeatureStore:
         self.passes = 0
         self.key = hash_json(
             [
-                2,
+                3,
+                feature_source(),
+                network_hash(graph),
                 weights_hash,
-                str(graph.module.graph),
-                preprocessing.as_dict(),
+                preprocessing.values(),
                 images.digest,
                 self.stats_images,
             ]
