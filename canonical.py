@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import enum
 import functools
-import hashlib
 import json
 import logging
-import secrets
-import sys
-import sysconfig
 import threading
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +23,20 @@ import numpy as np
 import torch
 from torch import nn
 
-_LIBRARIES = {"torch", "torchvision", "numpy"}  # their functions are told by name
+from .inspection import (
+    content_of,
+    content_of_cell,
+    digest,
+    is_library,
+    name_of,
+    names_in,
+    opaque,
+    place_of,
+    reduced,
+    slots_of,
+    state_of,
+)
+
 # What an `nn.Module` holds besides its settings; hooks that run in the forward pass are added.
 _MACHINERY = {
     "_parameters",
@@ -79,7 +88,6 @@ _BUILTIN = (
     types.MethodWrapperType,
 )
 _INERT = (type(threading.Lock()), type(threading.RLock()), weakref.ReferenceType)
-_NONCE = secrets.token_hex(16)
 
 
 class Canonical:
@@ -101,16 +109,16 @@ class Canonical:
         if value is None or isinstance(value, (bool, str)) or type(value) is int:
             return value
         if isinstance(value, enum.Enum):
-            return ["enum", _name(type(value)), value.name]
+            return ["enum", name_of(type(value)), value.name]
         if isinstance(value, (int, float, complex)):
             return [type(value).__name__, repr(value)]
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
         if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
             array = np.ascontiguousarray(value)
-            return ["array", str(value.dtype), list(value.shape), _digest(array.tobytes())]
+            return ["array", str(value.dtype), list(value.shape), digest(array.tobytes())]
         if isinstance(value, (bytes, bytearray)):
-            return ["bytes", _digest(bytes(value))]
+            return ["bytes", digest(bytes(value))]
         if isinstance(value, _NAMED):
             return [type(value).__name__, str(value)]
         if value is Ellipsis or isinstance(value, (range, _INERT)):
@@ -134,7 +142,7 @@ class Canonical:
             self._open.pop()
         # Described as a digest, for what is held many times would be written out many times.
         text = json.dumps(told, separators=(",", ":"))
-        self._done[id(value)] = told = _digest(text.encode())
+        self._done[id(value)] = told = digest(text.encode())
         return told
 
     def _compound(self, value: Any) -> Any:
@@ -157,7 +165,7 @@ class Canonical:
         if isinstance(value, (set, frozenset)):
             return ["set", *sorted((self.value(v) for v in value), key=json.dumps)]
         if not isinstance(value, Mapping):
-            return [_name(type(value)), *map(self.value, value)]
+            return [name_of(type(value)), *map(self.value, value)]
         pairs = [[self.value(k), self.value(v)] for k, v in value.items()]
         # Functions and modules may be applied one after the other; of numbers order says nothing.
         ordered = isinstance(value, OrderedDict) or any(callable(v) for v in value.values())
@@ -165,14 +173,14 @@ class Canonical:
 
     def _tensor(self, tensor: torch.Tensor) -> Any:
         plain = [str(tensor.dtype), list(tensor.shape)]
-        place = _place(tensor)
+        place = place_of(tensor)
         if place in self._tied:
             return ["tied", self._tied[place], *plain]
         self._alive.append(tensor)
         self._tied[place] = len(self._tied)
         if id(tensor) in self._bare:
             return ["tensor", *plain]
-        return ["tensor", *plain, _content(tensor)]
+        return ["tensor", *plain, content_of(tensor)]
 
     def _module(self, module: nn.Module) -> Any:
         if isinstance(module, torch.jit.ScriptModule):
@@ -206,18 +214,18 @@ class Canonical:
         if isinstance(value, torch.jit.ScriptFunction):
             return ["script", str(value.code)]
         if isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
-            return ["wrapped", _name(type(value)), self.value(value.__wrapped__)]
+            return ["wrapped", name_of(type(value)), self.value(value.__wrapped__)]
         if isinstance(value, _BUILTIN):
             owner = getattr(value, "__self__", None)
             held = None if owner is None or isinstance(owner, (type, types.ModuleType)) else owner
-            return ["builtin", _name(value), None if held is None else self.value(held)]
+            return ["builtin", name_of(value), None if held is None else self.value(held)]
         return self._object(value)
 
     def _function(self, function: types.FunctionType) -> Any:
-        named = ["function", _name(function), function.__name__]
+        named = ["function", name_of(function), function.__name__]
         if is_library(function.__module__) and "<locals>" not in function.__qualname__:
             return named
-        cells = [_cell(c) for c in function.__closure__ or ()]
+        cells = [content_of_cell(c) for c in function.__closure__ or ()]
         return [
             *named,
             self.value(function.__code__),
@@ -229,7 +237,7 @@ class Canonical:
 
     def _globals_of(self, function: types.FunctionType) -> Any:
         """What the function reads by name outside itself, in modules of the user too."""
-        names = sorted(_names_in(function.__code__))
+        names = sorted(names_in(function.__code__))
         told: list[Any] = []
         for name in names:
             if name not in function.__globals__:
@@ -252,7 +260,7 @@ class Canonical:
         """What runs: no file names and no line numbers."""
         return [
             "code",
-            _digest(code.co_code),
+            digest(code.co_code),
             [self.value(c) for c in code.co_consts],
             list(code.co_names),
             list(code.co_varnames),
@@ -262,15 +270,15 @@ class Canonical:
             code.co_posonlyargcount,
             code.co_kwonlyargcount,
             code.co_flags,
-            _digest(code.co_exceptiontable),
+            digest(code.co_exceptiontable),
         ]
 
     def _class(self, kind: type) -> Any:
         if is_library(kind.__module__):
-            return ["class", _name(kind)]
+            return ["class", name_of(kind)]
         own = {k: v for k, v in vars(kind).items() if k not in _OF_EVERY_CLASS}
         bases = [self.value(b) for b in kind.__bases__]
-        return ["class", _name(kind), bases, sorted([k, self._member(v)] for k, v in own.items())]
+        return ["class", name_of(kind), bases, sorted([k, self._member(v)] for k, v in own.items())]
 
     def _member(self, member: Any) -> Any:
         if isinstance(member, (staticmethod, classmethod)):
@@ -287,112 +295,14 @@ class Canonical:
             return ["python module", value.__name__]
         if isinstance(value, logging.Logger):
             return ["logger", value.name]
-        slots = [n for c in type(value).__mro__ for n in _slots(c) if hasattr(value, n)]
+        slots = [n for c in type(value).__mro__ for n in slots_of(c) if hasattr(value, n)]
         if hasattr(value, "__dict__") or slots:
             held = {**getattr(value, "__dict__", {}), **{n: getattr(value, n) for n in slots}}
             told = sorted([k, self.value(v)] for k, v in held.items())
             if told or type(value).__module__ != "builtins":
                 return ["object", kind, told]
-        for state in (_state, _reduced):
+        for state in (state_of, reduced):
             found = state(value)
             if found is not None:
                 return ["object", kind, self.value(found)]
-        return ["opaque", kind, _NONCE]
-
-
-def is_library(module: str | None) -> bool:
-    """Whether code of that module is told by its name: torch's, numpy's, Python's own."""
-    if module is None:
-        return True
-    root = module.partition(".")[0]
-    if root in _LIBRARIES:
-        return True
-    if root not in sys.stdlib_module_names:
-        return False
-    # A file of the user may be called like a module of Python's.
-    file = getattr(sys.modules.get(root), "__file__", None)
-    return file is None or Path(file).is_relative_to(sysconfig.get_paths()["stdlib"])
-
-
-def _name(value: Any) -> str:
-    module = getattr(value, "__module__", None) or ""
-    return f"{module}.{getattr(value, '__qualname__', None) or getattr(value, '__name__', '')}"
-
-
-def _cell(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return ["empty cell"]
-
-
-def _names_in(code: types.CodeType) -> set[str]:
-    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return set(code.co_names).union(*map(_names_in, inner)) if inner else set(code.co_names)
-
-
-def _slots(kind: type) -> list[str]:
-    slots = vars(kind).get("__slots__", ())
-    names = [slots] if isinstance(slots, str) else list(slots)
-    return [n for n in names if n not in ("__dict__", "__weakref__")]
-
-
-def _state(value: Any) -> Any:
-    """The state of an object of a C++ library, such as the packed weights of a quantised layer."""
-    getter: Callable[[], Any] | None = getattr(value, "__getstate__", None)
-    if getter is None or not isinstance(value, torch.ScriptObject):
-        return None
-    try:
-        return getter()
-    except Exception:
-        return None
-
-
-def _reduced(value: Any) -> Any:
-    """What would be pickled of an object of a C library; nothing is pickled."""
-    try:
-        made = value.__reduce_ex__(4)
-        return (
-            made
-            if isinstance(made, str)
-            else [list(p) if isinstance(p, Iterator) else p for p in made]
-        )
-    except Exception:
-        return None
-
-
-def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Where a tensor lies: two with the same place are one."""
-    if tensor.layout is torch.strided and not tensor.is_meta and tensor.numel():
-        try:
-            start = tensor.untyped_storage().data_ptr()
-        except (RuntimeError, NotImplementedError):
-            start = 0
-        if start:
-            form = (tuple(tensor.shape), tensor.stride(), tensor.dtype)
-            return (start, tensor.storage_offset(), *form)
-    return ("object", id(tensor))
-
-
-def _content(tensor: torch.Tensor) -> Any:
-    try:
-        return _values(tensor)
-    except (RuntimeError, NotImplementedError, TypeError):
-        return ["opaque", _NONCE]
-
-
-def _values(tensor: torch.Tensor) -> Any:
-    if tensor.is_meta:
-        return "no values"
-    tensor = tensor.detach().cpu()
-    if tensor.is_quantized:
-        return [str(tensor.qscheme()), _values(tensor.int_repr()), _values(tensor.dequantize())]
-    if tensor.layout is not torch.strided:
-        dense = tensor.to_dense()
-        return [str(tensor.layout), _values(dense)]
-    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return _digest(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-
-
-def _digest(data: Any) -> str:
-    return hashlib.sha256(data).hexdigest()
+        return [opaque(), kind]

@@ -66,6 +66,7 @@ def _with_imports(start: Iterable[Path]) -> set[Path]:
     return found
 
 
+@cache
 def _imports(path: Path) -> list[Path]:
     files = []
     for node in ast.walk(ast.parse(_text(path))):

@@ -537,7 +537,7 @@ def test_what_cannot_be_looked_into_is_taken_for_nothing_stored():
     model = Layers(lambda: Scale(k=Closed()))
     here = graph_hash(traced(model, leaf_modules=[Scale]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("partopt.canonical._NONCE", "another process")
+        patch.setattr("partopt.inspection._NONCE", "another process")
         assert graph_hash(traced(model, leaf_modules=[Scale])) != here
 
 
