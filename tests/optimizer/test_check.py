@@ -278,3 +278,28 @@ def test_latency_of_a_backend_that_is_not_here_is_skipped_and_said(here, monkeyp
     result = check(here, weights="protects.pth")
     assert outcomes(result)["latency"] == "skipped"
     assert any("gramine-direct is not on PATH" in p.detail for p in result.properties)
+
+
+def test_every_term_of_the_settings_reaches_the_check(here, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        check_module, "check",
+        lambda path, policy, **given: seen.append(policy) or CheckResult(path.name, "m", "c"),
+    )  # fmt: skip
+    said = {
+        "protocol": "strict", "ssim": 0.1, "budget": "full", "resolution": 64, "scale": "raw",
+        "attackers": ["linear"], "cuts": ["a", "b"], "max_cuts": 5, "depth": 2, "tune": 3,
+        "seed": 4, "mean": [0.1], "std": [0.2], "input_size": 32, "trust_stored": True,
+    }  # fmt: skip
+    of_models = ("mean", "std", "input_size")
+    top = [f"{n} = {json.dumps(v)}" for n, v in said.items() if n not in of_models]
+    own = [f"{n} = {json.dumps(said[n])}" for n in of_models]
+    entry = ["[[models]]", 'model = "checknet:Net"', 'split = "listed.split.json"', *own]
+    (tmp_path / "partopt.toml").write_text("\n".join([*top, *entry]))
+    check_all(["listed.split.json"], None)
+    check_all([here], None)  # not listed, but of the same model
+    check_all([here], None, terms=Policy(ssim=0.15))
+    assert all(getattr(p, n) == v for p in seen[:2] for n, v in said.items())
+    assert [p.ssim for p in seen] == [0.1, 0.1, 0.15]
+    assert [p.source for p in seen[1:]] == ["partopt.toml", "the command line and partopt.toml"]
+    assert set(said) <= set(Policy.__dataclass_fields__)

@@ -175,8 +175,9 @@ def weak_panel(raw: dict) -> None:
 
 
 def quick(raw: dict) -> None:
-    raw["privacy"].update(budget="quick", evidence="full", images={"train": 48, "validation": 12,
-                                                                   "test": 16})  # fmt: skip
+    raw["privacy"].update(
+        budget="quick", evidence="full", images={"train": 48, "validation": 12, "test": 16}
+    )
 
 
 def older(raw: dict) -> None:
@@ -277,8 +278,10 @@ def test_the_output_says_why_a_config_is_not_believed(here, name, said, trust):
 
 def test_what_fails_to_match_says_what_to_do(here):
     for name, words in (
-        ("preprocessing", "--std"), ("data hash", "--new-data"), ("random weights", None),
-    ):  # fmt: skip
+        ("preprocessing", "--std"),
+        ("data hash", "--new-data"),
+        ("random weights", None),
+    ):
         here(FORGERIES[name])
         result = against_the_policy()
         if words is not None:
