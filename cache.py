@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,3 +44,19 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def nothing_cached() -> Iterator[Path]:
+    """Inside, the cache is an empty folder that nobody else has written to; it is removed after."""
+    before = os.environ.get("PARTOPT_CACHE")
+    fresh = Path(tempfile.mkdtemp(prefix="fresh-", dir=cache_dir()))
+    os.environ["PARTOPT_CACHE"] = str(fresh)
+    try:
+        yield fresh
+    finally:
+        if before is None:
+            del os.environ["PARTOPT_CACHE"]
+        else:
+            os.environ["PARTOPT_CACHE"] = before
+        shutil.rmtree(fresh, ignore_errors=True)

@@ -83,14 +83,16 @@ def find(
         typer.Option(help="Folder of images, or ton-iot:FOLDER; none: generated images"),
     ] = None,
     protocol: Annotated[
-        str,
-        typer.Option(help="strict, or paper: c-GAN alone, raw SSIM, the published points and rule"),
-    ] = "strict",
+        str | None,
+        typer.Option(
+            help="strict, or paper: c-GAN alone, raw SSIM, the published points and rule [strict]"
+        ),
+    ] = None,
     cuts: Annotated[
         str | None,
         typer.Option(help="clean, all, stage, paper or node names separated by commas [clean]"),
     ] = None,
-    max_cuts: Annotated[int, typer.Option(help="Most cuts for clean and all")] = 24,
+    max_cuts: Annotated[int | None, typer.Option(help="Most cuts for clean and all [24]")] = None,
     depth: Annotated[int | None, typer.Option(help="Module depth of a stage")] = None,
     budget: Annotated[
         str | None,
@@ -129,8 +131,9 @@ def find(
     batch: Annotated[int | None, typer.Option(help="Images a run in the profile [1]")] = None,
     repetitions: Annotated[int, typer.Option(help="Timed runs; medians are reported")] = 20,
     tune: Annotated[
-        int, typer.Option(help="Settings tried for each attacker at the cut and the one before")
-    ] = 0,
+        int | None,
+        typer.Option(help="Settings tried for each attacker at the cut and the one before [0]"),
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(help="A .journal file or a database URL; default: the cache folder"),
@@ -168,6 +171,11 @@ def find(
         "ssim": ssim,
         "weights": weights,
         "data": data,
+        "protocol": protocol,
+        "cuts": None if cuts is None else _kind_of_cuts(cuts),
+        "max_cuts": max_cuts,
+        "depth": depth,
+        "tune": tune,
         "budget": budget,
         "resolution": resolution,
         "scale": scale,
@@ -185,13 +193,8 @@ def find(
         result = run(
             model,
             **for_find(model, given, settings),
-            protocol=protocol,
-            cuts=None if cuts is None else _kind_of_cuts(cuts),
-            max_cuts=max_cuts,
-            depth=depth,
             sgx_model=sgx_model,
             repetitions=repetitions,
-            tune=tune,
             storage=storage,
             workers=workers,
             strict=strict,
@@ -341,14 +344,30 @@ def check(
     model: Annotated[str | None, typer.Option(help="Another model than the stored one")] = None,
     weights: Annotated[str | None, typer.Option(help="Other weights than the stored ones")] = None,
     data: Annotated[Path | None, typer.Option(help="As for find, for attacks")] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Another budget than the stored one for new attacks")
-    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="As for find")] = None,
+    ssim: Annotated[float | None, typer.Option(help="As for find")] = None,
+    budget: Annotated[str | None, typer.Option(help="As for find")] = None,
+    attackers: Annotated[str | None, typer.Option(help="As for find")] = None,
+    cuts: Annotated[str | None, typer.Option(help="As for find: all of them are judged")] = None,
+    max_cuts: Annotated[int | None, typer.Option(help="As for find")] = None,
+    resolution: Resolution = None,
+    scale: Annotated[str | None, typer.Option(help="As for find")] = None,
+    seed: Annotated[int | None, typer.Option(help="As for find")] = None,
+    mean: Three = None,
+    std: Three = None,
+    input_size: InputSize = None,
     no_attack: Annotated[
-        bool, typer.Option("--no-attack", help="Never attack: changed weights are undecided")
+        bool, typer.Option("--no-attack", help="Never attack: what was not attacked is undecided")
     ] = False,
     reattack: Annotated[
-        bool, typer.Option("--reattack", help="Attack even if nothing changed")
+        bool, typer.Option("--reattack", help="Attack anew, and use nothing that is cached")
+    ] = False,
+    trust_stored: Annotated[
+        bool,
+        typer.Option(
+            "--trust-stored",
+            help="Believe a split config's own figures, if its terms are the policy's",
+        ),
     ] = False,
     new_data: Annotated[
         bool, typer.Option("--new-data", help="Accept other images and attack on them")
@@ -357,7 +376,16 @@ def check(
     latency_tolerance: Annotated[
         float | None, typer.Option(help="Growth of the ratio to the full-enclave time [0.15]")
     ] = None,
-    settings: Settings = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help="The policy: partopt.toml, or none; default: the working folder's"
+        ),
+    ] = None,
+    under_test: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the policy's split and weights; default: the policy's own"),
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown")] = None,
     storage: Annotated[str | None, typer.Option(help="As for find")] = None,
@@ -368,20 +396,37 @@ def check(
 ) -> None:
     """Hold split configs against their models: 0 holds, 4 privacy regression, 5 moved or slower."""
     from .optimizer.check import check_all, worst
+    from .optimizer.policy import Policy
     from .outputs import writable
     from .reporting import checks
 
     for name, file in (("junit", junit), ("markdown", markdown)):
         if file is not None:
             writable(file, name, replaced=False)
+    terms = Policy(
+        protocol=protocol,
+        ssim=ssim,
+        budget=budget,
+        attackers=names("attackers", attackers),
+        cuts=None if cuts is None else _kind_of_cuts(cuts),
+        max_cuts=max_cuts,
+        resolution=resolution,
+        scale=scale,
+        seed=seed,
+        mean=numbers("mean", mean),
+        std=numbers("std", std),
+        input_size=input_size,
+        trust_stored=trust_stored or None,
+    )
     with Shown() as shown:
         results = check_all(
             splits or [],
             settings,
+            under_test=under_test,
+            terms=terms,
             model=model,
             weights=weights,
             data=data,
-            budget=budget,
             attack=not no_attack,
             reattack=reattack,
             new_data=new_data,

@@ -78,6 +78,10 @@ class Preprocessing:
         """All settings as plain values."""
         return asdict(self)
 
+    def values(self) -> dict[str, Any]:
+        """The settings without where they come from."""
+        return {name: value for name, value in asdict(self).items() if name != "source"}
+
 
 def from_torchvision(preset: Any) -> Preprocessing:
     """Read torchvision's ``ImageClassification`` preset."""

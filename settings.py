@@ -34,11 +34,17 @@ class Defaults(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     data: str | None = None
+    protocol: Literal["strict", "paper"] | None = None
     ssim: float | None = Field(default=None, gt=0, le=1)
     budget: Literal["quick", "standard", "full"] | None = None
     scale: Literal["corrected", "raw"] | None = None
     resolution: int | None = Field(default=None, ge=16)
     attackers: list[str] | None = None
+    cuts: str | list[str] | None = None
+    max_cuts: int | None = Field(default=None, ge=1)
+    depth: int | None = Field(default=None, ge=1)
+    tune: int | None = Field(default=None, ge=0)
+    trust_stored: bool | None = None
     enclave: str | None = None
     accelerator: str | None = None
     threads: int | None = Field(default=None, ge=1)
@@ -97,8 +103,13 @@ def discover(folder: Path) -> Path | None:
     return None
 
 
-def read(path: Path) -> Settings:
+def read(path: Path, under_test: Path | None = None) -> Settings:
     """Read a settings file; relative paths in it become relative to its folder.
+
+    Args:
+        path: The file.
+        under_test: Folder of the change under test: `split` and `weights` are relative to it, all
+            else to the file's own folder.
 
     Raises:
         ConfigError: Missing, too large, no TOML, or with an unknown or wrong key.
@@ -122,14 +133,15 @@ def read(path: Path) -> Settings:
         for name in PATHS:
             value = getattr(place, name, None)
             if value is not None and value not in ("DEFAULT", "none"):
-                setattr(place, name, _beside(path, value))
+                folder = path.parent if under_test is None or name == "data" else under_test
+                setattr(place, name, _beside(folder, value))
     return settings
 
 
-def _beside(path: Path, value: str) -> str:
-    """A path of the file made relative to its folder; the kind of data before it stays."""
+def _beside(folder: Path, value: str) -> str:
+    """A path of the file made relative to a folder; the kind of data before it stays."""
     kind = ton_iot.PREFIX if value.startswith(ton_iot.PREFIX) else ""
-    return kind + str(path.parent / value.removeprefix(kind))
+    return kind + str(folder / value.removeprefix(kind))
 
 
 def for_find(model: str, given: dict[str, Any], path: Path | None) -> dict[str, Any]:

@@ -33,17 +33,12 @@ def load_stored(
         ConfigError: The weights were a file and none is given.
         WeightsError: Default weights that cannot be had.
     """
-    stored, spec = config.model, model or config.model.spec
+    spec = model or config.model.spec
     if weights is None and model is None:
-        if stored.weights.startswith("file: ") and not spec.endswith(".pt2"):
-            raise ConfigError(
-                f"`weights` is needed: the split config was made with {stored.weights!r}, "
-                "give the file with --weights"
-            )
-        weights = "none" if stored.random_weights else "DEFAULT"
+        weights = weights_of(config)
     if weights is not None:
-        weights = _same_dictionary(weights, stored.weights)
-    p = stored.preprocessing
+        weights = _same_dictionary(weights, config.model.weights)
+    p = config.model.preprocessing
     return load_model(
         spec,
         weights=weights or "DEFAULT",
@@ -54,3 +49,18 @@ def load_stored(
         input_size=p.input_size,
         seed=config.seed,
     )
+
+
+def weights_of(config: SplitConfig) -> str:
+    """The weights that `config` was made with, for `load_model`.
+
+    Raises:
+        ConfigError: They were a file, which a split config does not carry.
+    """
+    stored = config.model
+    if stored.weights.startswith("file: ") and not stored.spec.endswith(".pt2"):
+        raise ConfigError(
+            f"`weights` is needed: the split config was made with {stored.weights!r}, "
+            "give the file with --weights"
+        )
+    return "none" if stored.random_weights else "DEFAULT"

@@ -72,7 +72,19 @@ def symbolic(
     except Exception as error:
         raise TraceError(_where(error, tracer.failed_module)) from error
     names = {node.name: name for node, name in tracer.node_to_qualname.items()}
-    return fx.GraphModule(tracer.root, graph, type(model).__name__), names
+    module = fx.GraphModule(tracer.root, graph, type(model).__name__)
+    _forget_unsaved(module, set(tracer.root.state_dict()))
+    return module, names
+
+
+def _forget_unsaved(module: fx.GraphModule, saved: set[str]) -> None:
+    """What the model's state dict lacks shall not be in the graph module's, which saves it all."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and str(node.target) not in saved:
+            place, _, name = str(node.target).rpartition(".")
+            parent = module.get_submodule(place)
+            if name in parent._buffers:
+                parent._non_persistent_buffers_set.add(name)
 
 
 def exported(

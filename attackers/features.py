@@ -24,7 +24,9 @@ from ..datasets import ImageSet, to_float
 from ..errors import AttackError
 from ..graph import SECOND, Cut, LayerGraph
 from ..hashing import hash_json
+from ..identity import network_hash
 from ..preprocessing import Preprocessing
+from ..sources import feature_source
 from ..splitting import boundary_nodes, capture
 from .layout import Place, to_map
 from .placing import Mixed, Shapes, measure
@@ -80,9 +82,10 @@ class FeatureStore:
         self.key = hash_json(
             [
                 3,
+                feature_source(),
+                network_hash(graph),
                 weights_hash,
-                str(graph.module.graph),
-                preprocessing.as_dict(),
+                preprocessing.values(),
                 images.digest,
                 self.stats_images,
             ]

@@ -1,86 +1,47 @@
-"""Hold a split config against a model: does the cut still protect, is it still the one to use?"""
+"""Hold a split config against a model: does the cut still protect, is it still the one to use?
+
+The split config is under test: what has to hold comes from a `Policy`, evidence from `gate`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..config import CutRow, SplitConfig
-from ..datasets import GENERATED
-from ..errors import BackendError, ConfigError, CutError, PartoptError, UsageError
+from ..config import SplitConfig
+from ..errors import ConfigError, CutError, PartoptError, UsageError
 from ..graph import Cut, LayerGraph
-from ..models import LoadedModel
-from ..profilers.backends import pick_accelerator, pick_enclave
-from ..profilers.base import CutLatency, Figure
-from ..profilers.profile import profile
-from ..settings import discover, read
+from ..identity import graph_hash, of_this_scheme
+from ..models import LoadedModel, load_model
+from ..profilers.backends import pick_accelerator
+from ..settings import Entry, Settings, discover, read
 from ..splitting import boundary_nodes
-from ..stored import load_stored
-from .budgets import pick
-from .choose import TIE, choose
-from .find import SplitResult, Watcher, find
-from .protocols import protocol_of
-from .result import graph_hash
-from .rule import Evidence, judge
+from ..stored import weights_of
+from . import drift
+from .checked import CHANGED, HOLDS, REGRESSED, UNDECIDED, CheckResult, Property, What, worst
+from .find import Watcher
+from .gate import How, Subject, privacy
+from .policy import Policy
 
-What = Literal["holds", "regressed", "moved", "slower", "undecided", "skipped"]
-HOLDS, UNDECIDED, REGRESSED, CHANGED = 0, 1, 4, 5
-
-
-@dataclass(frozen=True)
-class Property:
-    """One thing that was checked: its name, what became of it, and why in one phrase."""
-
-    name: str
-    what: What
-    detail: str
-
-
-@dataclass
-class CheckResult:
-    """All properties of one split config against one model."""
-
-    name: str
-    model: str
-    cut: str
-    properties: list[Property] = field(default_factory=list)
-    found: SplitResult | None = None
-
-    def add(self, name: str, what: What, detail: str) -> None:
-        """Note one property."""
-        self.properties.append(Property(name, what, detail))
-
-    @property
-    def exit_code(self) -> int:
-        """0 holds, 4 privacy regression, 1 undecided, 5 cut moved or latency regressed."""
-        seen = {p.what for p in self.properties}
-        if "regressed" in seen:
-            return REGRESSED
-        if "undecided" in seen or not seen:
-            return UNDECIDED
-        return CHANGED if seen & {"moved", "slower"} else HOLDS
-
-    @property
-    def verdict(self) -> str:
-        """The result in one phrase."""
-        return {
-            HOLDS: "holds",
-            UNDECIDED: "could not be decided (counts as failing)",
-            REGRESSED: "PRIVACY REGRESSION",
-            CHANGED: "protects, but the cut moved or latency regressed",
-        }[self.exit_code]
-
-
-def worst(codes: Sequence[int]) -> int:
-    """The exit code of several checks: privacy first, then undecided, then changed."""
-    return next((c for c in (REGRESSED, UNDECIDED, CHANGED) if c in codes), HOLDS)
+__all__ = [
+    "CHANGED",
+    "HOLDS",
+    "REGRESSED",
+    "UNDECIDED",
+    "CheckResult",
+    "Property",
+    "What",
+    "check",
+    "check_all",
+    "worst",
+]
 
 
 def check(
     path: str | Path,
     *,
+    policy: Policy | None = None,
     model: str | None = None,
     weights: str | None = None,
     data: str | Path | None = None,
@@ -92,6 +53,7 @@ def check(
     latency: bool = True,
     latency_tolerance: float = 0.15,
     trust_model: bool = False,
+    trust_stored: bool | None = None,
     storage: str | None = None,
     workers: int = 1,
     watcher: Watcher | None = None,
@@ -100,13 +62,12 @@ def check(
 
     Args:
         path: The split config.
+        policy: What has to hold; None is the built-in policy.
         model: Another model spec than the stored one.
         weights: Other weights than the stored ones.
-        data: The images; needed for an attack where the evidence was made on a folder.
-        ssim: Another threshold than the stored one.
-        budget: Another budget than the stored one for attacking again.
-        attack: False never attacks: changed weights are then undecided.
-        reattack: Attack even where weights, graph and evidence are unchanged.
+        data, ssim, budget, trust_stored: Said here, they go before the policy's.
+        attack: False never attacks: evidence that is not stored is then undecided.
+        reattack: Run every attack anew, in an empty cache and storage.
         new_data: Accept images other than those of the evidence, and attack again on them.
         latency: False leaves latency out, for shared runners.
         latency_tolerance: How much the ratio to the full-enclave time of the same run may grow.
@@ -122,25 +83,29 @@ def check(
         raise ConfigError(f"split config {str(path)!r} holds no cut: no safe one was found")
     if latency_tolerance <= 0:
         raise UsageError(f"`latency-tolerance` got {latency_tolerance}; use a share above 0")
-    result = CheckResult(Path(path).name, model or config.model.spec, config.cut.name)
+    if reattack and (storage is not None or not attack):
+        with_ = "--storage" if storage is not None else "--no-attack"
+        raise UsageError(
+            f"`reattack` got {with_} beside it, but uses nothing stored; leave one out"
+        )
+    said = Policy(
+        ssim=ssim,
+        budget=budget,
+        weights=weights,
+        data=None if data is None else str(data),
+        trust_stored=trust_stored,
+    )
+    policy = said.over(policy or Policy())
+    how = How(attack, reattack, new_data, storage, workers, watcher)
+    result = CheckResult(
+        Path(path).name, model or policy.model or config.model.spec, config.cut.name
+    )
     try:
-        loaded = load_stored(config, model, weights, trust_model)
-        graph = loaded.trace()
-        if not _graph_holds(result, config, graph):
+        subject = _subject(result, config, policy, model, trust_model)
+        if subject is None:
             return result
-        same = _weights_same(result, config, loaded, graph)
-        threshold = ssim or config.privacy.threshold
-        if same and not reattack and not new_data and threshold == config.privacy.threshold:
-            safe = _stored_evidence(result, config, threshold)
-        elif attack:
-            safe = _attacked_again(
-                result, config, loaded, data, threshold, budget, new_data, storage, workers,
-                watcher,
-            )  # fmt: skip
-        else:
-            result.add("privacy", "undecided", "the weights changed and attacks are switched off")
-            safe = None
-        _latency_and_choice(result, config, graph, safe, latency, latency_tolerance)
+        safe = privacy(result, subject, how)
+        _latency_and_choice(result, subject, safe, latency_tolerance if latency else None)
     except UsageError:
         raise
     except PartoptError as error:
@@ -149,24 +114,30 @@ def check(
 
 
 def check_all(
-    splits: Sequence[str | Path], settings_file: Path | None, **given: Any
+    splits: Sequence[str | Path],
+    settings_file: str | Path | None,
+    *,
+    under_test: Path | None = None,
+    terms: Policy | None = None,
+    **given: Any,
 ) -> list[CheckResult]:
     """Check split configs, or every model of a settings file that names one.
 
     Args:
         splits: Split configs; empty takes those of the settings file.
-        settings_file: Or None for the one in the working folder, if any.
+        settings_file: ``none`` for the built-in policy alone; None for the one in the working
+            folder, if any.
+        under_test: Folder in which `split` and `weights` of the settings are looked up; None is
+            the settings file's own.
+        terms: What the command line says; it goes before the settings.
         given: Arguments of `check`; what is None is taken from the settings.
 
     Raises:
         UsageError: There is nothing to check, or `model` or `weights` with several configs.
     """
-    found = settings_file or discover(Path.cwd())
-    entries = (
-        {}
-        if found is None
-        else {str(Path(e.split).resolve()): e for e in read(found).entries() if e.split is not None}
-    )
+    found = None if str(settings_file) == "none" else settings_file or discover(Path.cwd())
+    settings = Settings() if found is None else read(Path(found), under_test)
+    entries = {str(Path(e.split).resolve()): e for e in settings.entries() if e.split is not None}
     paths = [Path(p) for p in splits] or [Path(p) for p in entries]
     if not paths:
         raise UsageError("`splits` got nothing; name split configs or list them in partopt.toml")
@@ -176,12 +147,15 @@ def check_all(
     for path in paths:
         entry = entries.get(str(path.resolve()))
         arguments = {n: v for n, v in given.items() if v is not None}
-        for name in ("model", "weights", "data", "ssim", "budget", "latency", "latency_tolerance"):
-            value = getattr(entry, name, None)
-            if value is not None and name not in arguments:
-                arguments[name] = value
         try:
-            results.append(check(path, **arguments))
+            if entry is None:
+                entry = _nearest_entry(settings, SplitConfig.read(path).model.spec)
+            for name in ("latency", "latency_tolerance"):
+                value = getattr(entry, name)
+                if value is not None:
+                    arguments.setdefault(name, value)
+            policy = _policy_of(entry, Path(found).name if found is not None else None)
+            results.append(check(path, policy=(terms or Policy()).over(policy), **arguments))
         except ConfigError as error:
             unread = CheckResult(path.name, "-", "-")
             unread.add("config", "undecided", str(error))
@@ -189,225 +163,131 @@ def check_all(
     return results
 
 
-def _graph_holds(result: CheckResult, config: SplitConfig, graph: LayerGraph) -> bool:
+def _nearest_entry(settings: Settings, spec: str) -> Entry:
+    """Of a config that the settings do not list: what they say of its model, or of all."""
+    short = spec.removeprefix("torchvision:")
+    for entry in settings.entries():
+        if entry.model.removeprefix("torchvision:") == short:
+            return entry
+    return settings.entry_for(spec)
+
+
+def _policy_of(entry: Entry, source: str | None) -> Policy:
+    names = set(Policy.__dataclass_fields__) - {"source"}
+    said = {n: v for n, v in entry.model_dump().items() if n in names and v is not None}
+    return Policy(**said) if source is None else Policy(source=source, **said)
+
+
+def _subject(
+    result: CheckResult, config: SplitConfig, policy: Policy, model: str | None, trust_model: bool
+) -> Subject | None:
+    """Load and trace what the policy names; None, with the reason noted, if it is another thing."""
+    assert config.cut is not None
+    if model is None and policy.model not in (None, config.model.spec):
+        result.add(
+            "model",
+            "undecided",
+            f"the split config deploys {config.model.spec!r}, {policy.source} names "
+            f"{policy.model!r}; run find again",
+        )
+        return None
+    weights = policy.weights or ("DEFAULT" if model is not None else weights_of(config))
+    if weights == "none" and policy.weights is None:
+        result.add(
+            "weights",
+            "undecided",
+            "the split config was made with random weights; if that is meant, say --weights none",
+        )
+        return None
+    loaded = load_model(
+        model or config.model.spec,
+        weights=weights,
+        strict=True,
+        trust_model=trust_model,
+        mean=policy.mean,
+        std=policy.std,
+        input_size=policy.input_size,
+        seed=policy.seed or 0,
+    )
+    graph = loaded.trace()
+    if not _preprocessing_holds(result, config, loaded):
+        return None
+    deployed = _graph_holds(result, config, graph)
+    if deployed is None:
+        return None
+    same = _weights_same(result, config, loaded, graph)
+    terms = policy.terms(config, pick_accelerator("auto"))
+    cuts = terms.cuts(graph, deployed)
+    return Subject(config, loaded, graph, policy, terms, deployed, cuts, same)
+
+
+def _preprocessing_holds(result: CheckResult, config: SplitConfig, loaded: LoadedModel) -> bool:
+    stored = config.model.preprocessing.model_dump()
+    wanted = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in loaded.preprocessing.values().items()
+    }
+    differs = [n for n in wanted if stored[n] != wanted[n]]
+    if differs:
+        result.add(
+            "preprocessing",
+            "undecided",
+            "made with "
+            + ", ".join(f"{n} {stored[n]}, not {wanted[n]}" for n in differs)
+            + "; if that is meant, say so with --input-size, --mean and --std or in the settings",
+        )
+    return not differs
+
+
+def _graph_holds(result: CheckResult, config: SplitConfig, graph: LayerGraph) -> Cut | None:
     assert config.cut is not None
     try:
         cut = graph.cut(config.cut.name)
         boundary_nodes(graph, cut)
     except CutError as error:
         result.add("graph", "undecided", str(error))
-        return False
+        return None
     want = [(t.name, tuple(t.shape), t.dtype) for t in config.cut.boundary]
     have = [(s.name, s.shape, s.dtype) for s in cut.boundary]
     if want != have:
         result.add(
             "graph", "undecided", f"the boundary of {cut.name} was {want} and is {have}; run find"
         )
-        return False
+        return None
     result.add("graph", "holds", f"{cut.name} with {len(have)} boundary tensor(s) is still there")
-    return True
+    return cut
 
 
 def _weights_same(
     result: CheckResult, config: SplitConfig, loaded: LoadedModel, graph: LayerGraph
 ) -> bool:
-    same_weights = loaded.weights_hash == config.model.weights_hash
-    same_graph = graph_hash(graph) == config.model.graph_hash
-    if same_weights and same_graph:
-        result.add("weights", "holds", "unchanged: the stored evidence stands")
+    changed = []
+    if loaded.weights_hash != config.model.weights_hash:
+        changed.append("the weights changed")
+    if not of_this_scheme(config.model.graph_hash):
+        changed.append("the graph's hash is an older partopt's and says nothing")
+    elif graph_hash(graph) != config.model.graph_hash:
+        changed.append("the graph changed")
+    if changed:
+        said = f"{' and '.join(changed)}: stored evidence does not apply"
+        result.add("weights", "skipped", said)
     else:
-        what = "weights" if same_graph else "graph"
-        result.add("weights", "skipped", f"the {what} changed: stored evidence does not apply")
-    return same_weights and same_graph
-
-
-def _stored_evidence(
-    result: CheckResult, config: SplitConfig, threshold: float
-) -> list[int] | None:
-    """Apply the rule to the stored figures; the stored verdicts are not believed."""
-    assert config.cut is not None
-    panel = [a.name for a in config.privacy.attackers]
-    protocol = protocol_of(config.privacy.protocol)
-    evidence = {
-        (i, a.attacker): Evidence.of(a, config.privacy.scale, protocol.interval)
-        for i, row in enumerate(config.cuts)
-        for a in row.attacks
-    }
-    names = [row.name for row in config.cuts]
-    verdicts = judge(names, panel, evidence, threshold)
-    mine = names.index(config.cut.name) if config.cut.name in names else -1
-    if mine < 0 or not panel:
-        result.add("privacy", "undecided", "the stored table lacks the cut; run find again")
-        return None
-    verdict = verdicts[mine]
-    if verdict.safe:
-        result.add(
-            "privacy", "holds",
-            f"stored evidence ({config.privacy.evidence}): at most {verdict.suffix_high:.2f} here "
-            f"and later, below {threshold:g}",
-        )  # fmt: skip
-    else:
-        result.add("privacy", "regressed", f"stored evidence does not protect: {verdict.reason}")
-    return [i for i, v in enumerate(verdicts) if v.safe]
-
-
-def _attacked_again(
-    result: CheckResult,
-    config: SplitConfig,
-    loaded: LoadedModel,
-    data: str | Path | None,
-    threshold: float,
-    budget: str | None,
-    new_data: bool,
-    storage: str | None,
-    workers: int,
-    watcher: Watcher | None,
-) -> list[int] | None:
-    """Attack as `find` did, the stored cut's strongest attacker first."""
-    assert config.cut is not None
-    assert config.latency_ms is not None
-    if data is None and not config.privacy.data.startswith(GENERATED):
-        result.add(
-            "privacy", "undecided",
-            f"an attack needs `data`: the evidence was made on {config.privacy.data!r}",
-        )  # fmt: skip
-        return None
-    stored = config.privacy.budget
-    effort = pick(budget or stored, budgets=protocol_of(config.privacy.protocol).budgets)
-    panel = [a.name for a in config.privacy.attackers]
-    strongest = max(
-        config.privacy.attacks, key=lambda a: a.score if a.score is not None else -1.0
-    ).attacker
-    found = find(
-        loaded,
-        ssim=threshold,
-        protocol=config.privacy.protocol,
-        data=data,
-        cuts=[row.name for row in config.cuts],
-        budget=effort.name,
-        resolution=config.privacy.resolution if effort.name == stored else None,
-        scale=config.privacy.scale,
-        attackers=panel,
-        enclave="auto",
-        accelerator="auto",
-        threads=config.latency_ms.threads,
-        batch=config.latency_ms.batch,
-        storage=storage,
-        workers=workers,
-        seed=config.seed,
-        tune=config.privacy.tuned,
-        first=(config.cut.name, strongest),
-        expected_data=None if new_data or effort.name != stored else config.privacy.data_hash,
-        watcher=watcher,
-    )
-    result.found = found
-    names = [c.name for c in found.cuts]
-    verdict = found.verdicts[names.index(config.cut.name)]
-    said = f"attacked again at budget {effort.name}" + (
-        "" if effort.name == stored else f" (stored: {stored})"
-    )
-    if verdict.safe:
-        result.add(
-            "privacy", "holds",
-            f"{said}: at most {verdict.suffix_high:.2f} here and later, below {threshold:g}",
-        )  # fmt: skip
-        return [i for i, v in enumerate(found.verdicts) if v.safe]
-    if verdict.status == "leaks":
-        reached = max(verdict.low or 0.0, verdict.suffix_low)
-        result.add(
-            "privacy", "regressed",
-            f"{said}: {verdict.reason}, at least {reached:.2f} against {threshold:g}",
-        )  # fmt: skip
-    else:
-        result.add("privacy", "regressed", f"{said}: {verdict.reason}")
-    return None
-
-
-def _from_row(row: CutRow) -> CutLatency:
-    def figure(name: str) -> Figure:
-        t = getattr(row.latency_ms, name)
-        return Figure(t.ms, t.noise_ms, t.basis, t.backend)
-
-    return CutLatency(*(figure(n) for n in ("enclave", "handoff", "accelerator", "total")))
+        result.add("weights", "holds", "unchanged, and so is the graph")
+    return not changed
 
 
 def _latency_and_choice(
-    result: CheckResult,
-    config: SplitConfig,
-    graph: LayerGraph,
-    safe: list[int] | None,
-    latency: bool,
-    tolerance: float,
+    result: CheckResult, subject: Subject, safe: set[str] | None, tolerance: float | None
 ) -> None:
-    assert config.cut is not None
-    assert config.latency_ms is not None
-    stored = config.latency_ms
-    cuts = graph.cuts([row.name for row in config.cuts])
-    mine = next(c.index for c in cuts if c.node == graph.cut(config.cut.name).node)
-    times = [_from_row(row) for row in config.cuts]
-    modelled = stored.enclave.basis == "modelled"
-    if not latency or modelled:
-        why = "stored times are modelled" if modelled else "switched off"
-        result.add("latency", "skipped", why)
+    config, graph = subject.config, subject.graph
+    rows = config.cuts if result.found is None else result.found.config.cuts
+    cuts = [c for c in subject.cuts if c.name in {row.name for row in rows}]
+    times = None
+    if tolerance is None:
+        result.add("latency", "skipped", "switched off")
     else:
-        times = _measured_again(result, config, graph, cuts, mine, tolerance) or times
+        times = drift.latency_holds(result, config, graph, subject.cuts, tolerance)
     if safe is None:
         result.add("best cut", "skipped", "no evidence to choose on")
         return
-    _best_cut(result, config, cuts, times, safe, mine)
-
-
-def _measured_again(
-    result: CheckResult,
-    config: SplitConfig,
-    graph: LayerGraph,
-    cuts: list[Cut],
-    mine: int,
-    tolerance: float,
-) -> list[CutLatency] | None:
-    assert config.latency_ms is not None
-    stored = config.latency_ms
-    try:
-        enclave = pick_enclave(stored.full_enclave.backend)
-        accelerator = pick_accelerator(stored.full_accelerator.backend)
-    except BackendError as error:
-        result.add("latency", "skipped", str(error))
-        return None
-    now = profile(
-        graph, cuts, enclave=enclave, accelerator=accelerator,
-        threads=stored.threads, batch=stored.batch,
-    )  # fmt: skip
-    before = stored.total.ms / stored.full_enclave.ms
-    after = now.cuts[mine].total.ms / now.full_enclave.ms
-    text = f"{after:.2f} of the full-enclave time of the same run, stored {before:.2f}"
-    what: What = "slower" if after > before * (1 + tolerance) else "holds"
-    result.add("latency", what, text)
-    return now.cuts
-
-
-def _best_cut(
-    result: CheckResult,
-    config: SplitConfig,
-    cuts: list[Cut],
-    times: list[CutLatency],
-    safe: list[int],
-    mine: int,
-) -> None:
-    best = choose(cuts, times, safe)
-    if best is None:
-        result.add("best cut", "skipped", "no cut is safe")
-        return
-    stored_safe = [i for i, row in enumerate(config.cuts) if row.safe]
-    gain = times[mine].total.ms - times[best].total.ms
-    noise = 2 * (times[mine].total.noise_ms ** 2 + times[best].total.noise_ms ** 2) ** 0.5
-    pays = gain > max(noise, TIE * times[best].total.ms)
-    # Where the same cuts are safe as before, a tie that falls another way is no move.
-    if best == mine or (not pays and set(safe) <= set(stored_safe)):
-        result.add("best cut", "holds", f"{cuts[mine].name} is still the one to use")
-        return
-    work = cuts[mine].head_flops - cuts[best].head_flops
-    result.add(
-        "best cut", "moved",
-        f"from {cuts[mine].name} to {cuts[best].name}: {gain:+.2f} ms gained, "
-        f"{work / 1e6:.0f} MFLOP less in the enclave",
-    )  # fmt: skip
+    drift.still_best(result, config, graph, cuts, times or drift.row_times(rows, cuts), safe)

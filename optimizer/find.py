@@ -16,6 +16,7 @@ from ..errors import DataError, UsageError
 from ..graph import Cut, LayerGraph
 from ..models import LoadedModel, load_model
 from ..profilers.backends import pick_accelerator, pick_enclave
+from ..profilers.base import Profile
 from ..profilers.profile import modelled, profile, verify
 from ..profilers.sgx_model import SgxModel
 from .budgets import Budget, pick
@@ -114,6 +115,8 @@ def find(
     tune: int = 0,
     first: tuple[str, str] | None = None,
     expected_data: str | None = None,
+    times: Profile | None = None,
+    attack: bool = True,
     command: str = "",
     watcher: Watcher | None = None,
 ) -> SplitResult:
@@ -147,6 +150,8 @@ def find(
         tune: Settings tried for each attacker at the cut returned and at the one before; 0: none.
         first: A cut and an attacker to begin with; a leak proven there ends the search.
         expected_data: Hash that the images must have; None takes any.
+        times: Latencies of these very cuts, known already; None profiles them.
+        attack: False attacks nothing: only what the storage has is evidence.
         command: The command line, for the result.
         watcher: Is told of progress.
 
@@ -190,7 +195,7 @@ def find(
         )
 
     watcher.stage("profiling all cuts")
-    measured = profile(
+    measured = times or profile(
         graph, listed, enclave=enclave, accelerator=accelerator, threads=threads, batch=batch,
         repetitions=repetitions, seed=seed, progress=lambda s: watcher.progress("profile", s),
     )  # fmt: skip
@@ -221,6 +226,7 @@ def find(
         listed, timing.cuts, store, panel, floor,
         threshold=terms.threshold, scale=terms.scale, interval=terms.interval, resolution=side,
         storage=opened, seed=seed, device=device, exhaustive=exhaustive, first=first,
+        attack=attack,
         on_progress=watcher.progress,
         on_done=lambda cut, a, leaks: watcher.attacked(cut.name, a.attacker, a.score, leaks),
     )  # fmt: skip
@@ -228,7 +234,7 @@ def find(
         cut.name, name, score.value, score.low >= terms.threshold
     )
     outcome = search.run(workers)
-    remarks = tune_boundary(search, tune, watcher.stage) if tune else []
+    remarks = tune_boundary(search, tune, watcher.stage) if tune and attack else []
     verdicts = judge(
         [cut.name for cut in listed], search.plan.panel, outcome.evidence, terms.threshold
     )
@@ -236,7 +242,7 @@ def find(
     cut = None if pick_index is None else listed[pick_index]
 
     verified = None
-    if pick_index is not None:
+    if pick_index is not None and times is None:
         watcher.stage(f"running the split at {listed[pick_index].name} for real")
         verified = verify(
             graph, listed[pick_index], measured.cuts[pick_index],

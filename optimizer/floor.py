@@ -12,12 +12,13 @@ from ..attackers.scoring import ssim_of
 from ..cache import cache_dir, written_whole
 from ..datasets import ImageSet, at_resolution
 from ..hashing import derive_seed, hash_json
+from ..sources import attack_source
 
 
 def floor_of(images: ImageSet, resolution: int, seed: int) -> np.ndarray:
     """SSIM of the blind attacker on each test image, shape (test images,)."""
     attacker = Blind()
-    key = hash_json([images.digest, resolution, seed, repr(attacker)])
+    key = hash_json([attack_source(), images.digest, resolution, seed, repr(attacker)])
     path = cache_dir("floors") / f"{key[:32]}.json"
     if path.is_file():
         values = np.asarray(json.loads(path.read_text()), float)

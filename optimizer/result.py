@@ -14,13 +14,16 @@ from ..attackers.base import RISING, Attacker
 from ..attackers.scoring import PROTOCOL
 from ..datasets import ImageSet
 from ..graph import Cut, LayerGraph
-from ..hashing import hash_json
+from ..identity import graph_hash
 from ..models import LoadedModel
 from ..profilers.base import CutLatency, Figure, Profile, Verification
+from ..sources import attack_source
 from .budgets import Budget, evidence_of
 from .protocols import PUBLISHED_BUDGETS, Protocol
 from .rule import Verdict
-from .search import Outcome
+from .search import ATTACK_VERSION, Outcome
+
+ATTACK = "attack"  # among the versions: which attack code the evidence is of
 
 
 def _time(figure: Figure) -> c.Time:
@@ -206,13 +209,6 @@ def _model_info(model: LoadedModel, graph: LayerGraph) -> c.ModelInfo:
     )
 
 
-def graph_hash(graph: LayerGraph) -> str:
-    """SHA-256 of the graph's nodes, operations and shapes; weights are not part of it."""
-    return hash_json(
-        [[n.name, n.op, n.inputs, n.spec.shape if n.spec else None] for n in graph.nodes]
-    )
-
-
 def _published(
     protocol: Protocol, images: ImageSet, budget: Budget, panel: dict[str, Attacker]
 ) -> list[str]:
@@ -278,6 +274,7 @@ def versions() -> dict[str, str]:
     """Versions of everything that a result hangs on."""
     names = ("partopt", "torch", "torchvision", "optuna", "numpy", "pytorch-msssim")
     found = {"python": platform.python_version(), "machine": platform.machine()}
+    found[ATTACK] = attack_label()
     for name in names:
         try:
             found[name] = metadata.version(name)
@@ -286,3 +283,8 @@ def versions() -> dict[str, str]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name(0)
     return found
+
+
+def attack_label() -> str:
+    """Which attack code this is: its version and the digest of its source."""
+    return f"{ATTACK_VERSION}:{attack_source()[:16]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import threading
 import time
 import warnings
@@ -30,6 +31,7 @@ from ..errors import ConfigError, PartoptError
 from ..graph import Cut
 from ..hashing import derive_seed, hash_json
 from ..profilers.base import CutLatency
+from ..sources import attack_source, file_digest
 from .choose import choose
 from .pairs import arm, pairs_of
 from .plan import Job, Plan
@@ -38,6 +40,7 @@ from .sampler import PRIVACY, NothingLeft, SuffixSampler
 from .storage import KILLED, fail_orphans, finished, owner
 
 ATTACK_VERSION = 3  # raise when an attacker's code changes what it can reach
+SECOND_FOR = "second_for"  # attribute of a second try: the key of the try that failed before it
 _CUTS_KEPT = 2  # of how many cuts fitted attackers stay, for those that are built on them
 
 
@@ -71,7 +74,9 @@ class Search:
         seed: For everything random.
         device: Where attackers train.
         exhaustive: Run every attacker on every cut at full budget, for comparison.
-        first: Name of a cut and of an attacker to begin with; a leak proven there ends the search.
+        first: Name of a cut and of an attacker to begin with; a leak proven there ends the search,
+            and without one it goes on at least as far as that cut.
+        attack: False runs nothing: only what the storage has is evidence.
         on_progress: Called with what is being done and the share of that job.
         on_done: Called after each attack with its cut and result.
     """
@@ -93,6 +98,7 @@ class Search:
         device: str = "cpu",
         exhaustive: bool = False,
         first: tuple[str, str] | None = None,
+        attack: bool = True,
         on_progress: Callable[[str, float], None] | None = None,
         on_done: Callable[[Cut, Attack, bool], None] | None = None,
     ) -> None:
@@ -108,6 +114,7 @@ class Search:
         self.seed = seed
         self.device = device
         self.exhaustive = exhaustive
+        self.attacking = attack
         self.on_progress = on_progress
         self.on_done = on_done
         self.names = [c.name for c in self.cuts]
@@ -129,15 +136,8 @@ class Search:
 
     def key(self, cut: Cut, attacker: Attacker) -> str:
         """Content hash of everything an attack's result depends on."""
-        return hash_json(
-            [
-                ATTACK_VERSION,
-                self.store.key,
-                [spec.name for spec in cut.boundary],
-                repr(attacker),
-                self.resolution,
-                self.seed,
-            ]
+        return attack_key(
+            self.store.key, cut, repr(attacker), plugin_source(attacker), self.resolution, self.seed
         )
 
     def run(self, workers: int = 1) -> Outcome:
@@ -169,12 +169,8 @@ class Search:
     def _study(self) -> optuna.Study:
         identity = hash_json(
             [
-                ATTACK_VERSION,
-                self.store.key,
                 self.names,
-                [repr(a) for a in self.panel.values()],
-                self.resolution,
-                self.seed,
+                [self.key(cut, a) for cut in self.cuts for a in self.panel.values()],
                 self.exhaustive,
             ]
         )
@@ -198,19 +194,30 @@ class Search:
         return study
 
     def _reuse(self) -> None:
-        keys = {
-            self.key(cut, attacker): (i, name)
-            for i, cut in enumerate(self.cuts)
-            for name, attacker in self.panel.items()
-        }
-        for key, trial in finished(self.storage, keys).items():
-            job = keys[key]
-            attrs = trial.user_attrs
-            result = self.score_of(job, np.asarray(attrs["ssim_per_image"], float))
-            if not attrs["complete"] and result.low < self.threshold:
-                continue  # it stopped at a proof for a lower threshold: run it in full
-            self.record(job, _attack_from(trial, self.panel[job[1]], result))
-            self.outcome.reused += 1
+        """Take up what the storage has, a second try only where the first is known to fail."""
+        firsts, seconds = {}, {}
+        for i, cut in enumerate(self.cuts):
+            for name, attacker in self.panel.items():
+                key, safer = self.key(cut, attacker), attacker.safer()
+                firsts[key] = (i, name)
+                if safer is not None:
+                    seconds[i, name] = (self.key(cut, safer), key)
+        found = finished(self.storage, [*firsts, *(key for key, _ in seconds.values())])
+        for key, job in firsts.items():
+            if key in found:
+                self._take_up(job, found[key], second=False)
+        for job, (key, first) in seconds.items():
+            known = job in self.outcome.evidence
+            if not known and key in found and found[key].user_attrs.get(SECOND_FOR) == first:
+                self._take_up(job, found[key], second=True)
+
+    def _take_up(self, job: Job, trial: FrozenTrial, second: bool) -> None:
+        attrs = trial.user_attrs
+        result = self.score_of(job, np.asarray(attrs["ssim_per_image"], float))
+        if not attrs["complete"] and result.low < self.threshold:
+            return  # it stopped at a proof for a lower threshold: run it in full
+        self.record(job, _attack_from(trial, self.panel[job[1]], result, second))
+        self.outcome.reused += 1
 
     def _be_careful(self, study: optuna.Study) -> None:
         """What an earlier process was killed at, out of memory for one, is tried more safely."""
@@ -223,6 +230,8 @@ class Search:
 
     def _decide(self, running: set[Job]) -> Job | None:
         with self._lock:
+            if not self.attacking:
+                return None
             if self.exhaustive:
                 return self._next_of_all(running)
             return self.plan.next(self.outcome.evidence, running)
@@ -236,7 +245,8 @@ class Search:
         return None
 
     def _could_win(self, safe: Sequence[int], candidate: int) -> bool:
-        return choose(self.cuts, self.latencies, [*safe, candidate]) == candidate
+        asked = self.plan.first is not None and self.plan.first[0] == candidate
+        return asked or choose(self.cuts, self.latencies, [*safe, candidate]) == candidate
 
     def _work(self, study: optuna.Study) -> None:
         while not self._cancelled.is_set():
@@ -297,7 +307,7 @@ class Search:
         steps, seconds = context.cost(seconds)
         per_image = per_image.round(6)  # what is stored is what is judged
         result = self.score_of(job, per_image)
-        key = self.key(cut, self.panel[job[1]])
+        key = self.key(cut, attacker)
         attributes = {
             "key": key,
             "cut_name": cut.name,
@@ -310,13 +320,15 @@ class Search:
             "settings": repr(attacker),
             "image_steps": steps,
             "seconds": round(seconds, 3),
-            "note": _note(attacker, again is not None),
+            "note": remark(attacker),
         }
+        if again is not None:
+            attributes[SECOND_FOR] = self.key(cut, self.panel[job[1]])
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
         self.keep_pictures(trial, job, attacker, key)
         stored = study._storage.get_trial(trial._trial_id)
-        attack = _attack_from(stored, self.panel[job[1]], result)
+        attack = _attack_from(stored, self.panel[job[1]], result, again is not None)
         self.record(job, attack)
         with self._lock:
             verdict = judge(self.names, self.plan.panel, self.outcome.evidence, self.threshold)[
@@ -440,15 +452,42 @@ class Search:
             self.on_done(cut, attack, floor is not None and floor >= self.threshold)
 
 
-def _note(attacker: Attacker, second: bool) -> str:
-    notes = []
-    if second:
-        notes.append("the first try failed or was killed; this is the second, with safer settings")
-    notes.append(remark(attacker))
-    return "; ".join(filter(None, notes))
+def attack_key(
+    features: str, cut: Cut, settings: str, plugins: str, resolution: int, seed: int
+) -> str:
+    """Content hash of everything an attack's result depends on.
+
+    Args:
+        features: Key of the features: network, preprocessing, images and the code between them.
+        cut: The cut attacked.
+        settings: `repr` of the attacker that ran, before it was fitted.
+        plugins: Digest of the source of attackers that other packages brought.
+        resolution: Side at which images are rebuilt, in pixels.
+        seed: Of the run.
+    """
+    boundary = [spec.name for spec in cut.boundary]
+    source = [ATTACK_VERSION, attack_source(), plugins]
+    return hash_json([*source, features, boundary, settings, resolution, seed])
 
 
-def _attack_from(trial: FrozenTrial, attacker: Attacker, result: Score) -> Attack:
+def plugin_source(attacker: Attacker) -> str:
+    """Digest of the files of every class in `attacker` that is none of ours; empty without one."""
+    kind = type(attacker)
+    module = sys.modules.get(kind.__module__)
+    file = getattr(module, "__file__", None)
+    ours = kind.__module__.startswith(f"{__package__.partition('.')[0]}.")
+    own = [] if ours else [kind.__qualname__, file_digest(file) if file else ""]
+    inner = [plugin_source(v) for v in attacker.settings().values() if isinstance(v, Attacker)]
+    parts = [*own, *filter(None, inner)]
+    return hash_json(parts) if parts else ""
+
+
+def _note(said: str, second: bool) -> str:
+    again = "the first try failed or was killed; this is the second, with safer settings"
+    return "; ".join(filter(None, [again if second else "", said]))
+
+
+def _attack_from(trial: FrozenTrial, attacker: Attacker, result: Score, second: bool) -> Attack:
     attrs: dict[str, Any] = trial.user_attrs
     return Attack(
         attacker=attacker.name,
@@ -463,5 +502,5 @@ def _attack_from(trial: FrozenTrial, attacker: Attacker, result: Score) -> Attac
         high=result.high,
         image_steps=attrs["image_steps"],
         seconds=attrs["seconds"],
-        note=attrs["note"],
+        note=_note(attrs["note"], second),
     )

@@ -67,3 +67,20 @@ def test_pyproject_and_what_the_command_line_says_wins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {"ssim": 0.1, "budget": None, "weights": None}
     assert for_find("any", given, None) == {"ssim": 0.1, "budget": "full"}
+
+
+def test_what_is_under_test_lies_in_a_folder_of_its_own(tmp_path):
+    path = write(
+        tmp_path,
+        'data = "photos"\n[[models]]\nmodel = "a"\nweights = "w.pth"\nsplit = "s/a.split.json"\n',
+    )
+    (entry,) = read(path, Path("change")).entries()
+    assert entry.data == str(tmp_path / "photos")
+    assert (entry.weights, entry.split) == ("change/w.pth", "change/s/a.split.json")
+
+
+def test_find_reads_the_terms_that_check_holds_it_to(tmp_path):
+    path = write(tmp_path, 'protocol = "paper"\ncuts = "all"\nmax_cuts = 7\ntune = 2\n')
+    given = dict.fromkeys(("protocol", "cuts", "max_cuts", "tune"))
+    found = for_find("any", given, path)
+    assert found == {"protocol": "paper", "cuts": "all", "max_cuts": 7, "tune": 2}

@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+from dataclasses import replace
+from functools import cache, partial
 
 import pytest
 import torch
@@ -9,9 +11,12 @@ from partopt import models
 from partopt.config import SplitConfig
 from partopt.datasets import Split
 from partopt.errors import ConfigError, UsageError
+from partopt.optimizer import check as check_module
+from partopt.optimizer import find as find_module
 from partopt.optimizer.budgets import BUDGETS, Budget
-from partopt.optimizer.check import CheckResult, check, check_all, worst
+from partopt.optimizer.check import CheckResult, check_all, worst
 from partopt.optimizer.find import find
+from partopt.optimizer.policy import Policy
 
 NET = """
 import torch
@@ -36,6 +41,9 @@ class Renamed(Net):
         x = torch.tanh(self.mid(torch.tanh(self.stem(x))))
         return self.fc(torch.flatten(torch.tanh(self.last(x)), 1))
 """
+POLICY = Policy(input_size=32, cuts="all")
+check = partial(check_module.check, policy=POLICY)
+load_images = cache(find_module.load_images)  # images are generated once
 SMALL = Budget(
     "quick", "screening", Split(64, 16, 24), 32, 20,
     {"linear": {"max_cells": 8000}, "decoder": {"epochs": 1, "width": 16, "narrowest": 8}},
@@ -76,6 +84,7 @@ def here(made, tmp_path, monkeypatch):
     shutil.copytree(cache, os.environ["PARTOPT_CACHE"], dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(BUDGETS, "quick", SMALL)
+    monkeypatch.setattr(find_module, "load_images", load_images)
     return tmp_path / "net.split.json"
 
 
@@ -86,10 +95,10 @@ def outcomes(result: CheckResult) -> dict[str, str]:
 def test_unchanged_inputs_hold_without_an_attack(here):
     result = check(here, weights="protects.pth", latency=False)
     assert result.exit_code == 0
-    assert result.found is None
+    assert result.found.config.search.trials_run == 0
     assert outcomes(result) == {
-        "graph": "holds", "weights": "holds", "privacy": "holds", "latency": "skipped",
-        "best cut": "holds",
+        "graph": "holds", "weights": "holds", "policy": "holds", "privacy": "holds",
+        "latency": "skipped", "best cut": "holds",
     }  # fmt: skip
 
 
@@ -132,21 +141,60 @@ def test_stored_verdicts_are_not_believed(here):
     for attack in raw["cuts"][mine]["attacks"]:
         attack.update(score=0.9, low=0.85, high=0.95)
     here.write_text(json.dumps(raw))
-    result = check(here, weights="protects.pth", latency=False)
+    result = check(here, weights="protects.pth", latency=False, trust_stored=True)
     assert outcomes(result)["privacy"] == "regressed"
+    result = check(here, weights="protects.pth", latency=False)
+    assert outcomes(result)["privacy"] == "holds", "what this machine found itself counts"
 
 
 def test_missing_evidence_is_not_protection(here):
     raw = json.loads(here.read_text())
     raw["cuts"][-1]["attacks"] = raw["cuts"][-1]["attacks"][:1]
     here.write_text(json.dumps(raw))
-    assert check(here, weights="protects.pth", latency=False).exit_code == 4
+    result = check(here, weights="protects.pth", latency=False, trust_stored=True)
+    assert result.exit_code == 4
 
 
-def test_reattack_uses_the_cache(here):
+def test_reattack_uses_nothing_cached(here):
     result = check(here, weights="protects.pth", reattack=True, latency=False)
     assert outcomes(result)["privacy"] == "holds"
-    assert result.found.config.search.trials_run == 0
+    assert result.found.config.search.trials_run > 0
+    assert result.found.config.search.trials_reused == 0
+
+
+def test_a_larger_budget_is_not_ignored(here, monkeypatch):
+    larger = replace(SMALL, name="standard", evidence="standard", split=Split(70, 16, 24))
+    monkeypatch.setitem(BUDGETS, "standard", larger)
+    result = check(here, weights="protects.pth", budget="standard", latency=False)
+    assert result.found.config.search.trials_run > 0
+    assert result.found.config.privacy.images["train"] == 70
+    assert "made with budget quick, the policy says standard" in str(result.properties)
+
+
+def test_a_config_of_an_older_partopt_is_attacked_again_and_that_is_said(
+    here, tmp_path, monkeypatch
+):
+    raw = json.loads(here.read_text())
+    raw["model"]["graph_hash"] = "0" * 64
+    del raw["versions"]["attack"]
+    here.write_text(json.dumps(raw))
+    monkeypatch.setenv("PARTOPT_CACHE", str(tmp_path / "empty"))
+    result = check(here, weights="protects.pth", latency=False)
+    assert result.exit_code in (0, 5)
+    assert result.found.config.search.trials_run > 0
+    assert "made by an older partopt" in str(result.properties)
+
+
+def test_hyper_parameters_of_a_layer_are_part_of_the_graph(here, tmp_path):
+    assert check(here, weights="protects.pth", latency=False).exit_code == 0
+    assert "self.mid = nn.Conv2d(12, 48, 4, 4)" in NET
+    changed = NET.replace(
+        "nn.Conv2d(12, 48, 4, 4)", "nn.Conv2d(12, 48, 4, 4, padding_mode='reflect')"
+    )
+    (tmp_path / "checknet2.py").write_text(changed)
+    result = check(here, model="checknet2:Net", weights="protects.pth", latency=False)
+    assert "the graph changed" in str(result.properties)
+    assert result.found.config.search.trials_run > 0
 
 
 def test_a_cut_that_no_longer_exists_offers_near_names(here):
@@ -198,6 +246,7 @@ def test_several_configs_and_settings(here, tmp_path):
     (tmp_path / "bad.split.json").write_text("{}")
     (tmp_path / "partopt.toml").write_text(
         'latency = false\n[[models]]\nmodel = "checknet:Net"\nweights = "protects.pth"\n'
+        "input_size = 32\n"
         'split = "net.split.json"\n[[models]]\nmodel = "x"\nsplit = "bad.split.json"\n'
     )
     results = check_all([], None)
@@ -229,3 +278,28 @@ def test_latency_of_a_backend_that_is_not_here_is_skipped_and_said(here, monkeyp
     result = check(here, weights="protects.pth")
     assert outcomes(result)["latency"] == "skipped"
     assert any("gramine-direct is not on PATH" in p.detail for p in result.properties)
+
+
+def test_every_term_of_the_settings_reaches_the_check(here, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        check_module, "check",
+        lambda path, policy, **given: seen.append(policy) or CheckResult(path.name, "m", "c"),
+    )  # fmt: skip
+    said = {
+        "protocol": "strict", "ssim": 0.1, "budget": "full", "resolution": 64, "scale": "raw",
+        "attackers": ["linear"], "cuts": ["a", "b"], "max_cuts": 5, "depth": 2, "tune": 3,
+        "seed": 4, "mean": [0.1], "std": [0.2], "input_size": 32, "trust_stored": True,
+    }  # fmt: skip
+    of_models = ("mean", "std", "input_size")
+    top = [f"{n} = {json.dumps(v)}" for n, v in said.items() if n not in of_models]
+    own = [f"{n} = {json.dumps(said[n])}" for n in of_models]
+    entry = ["[[models]]", 'model = "checknet:Net"', 'split = "listed.split.json"', *own]
+    (tmp_path / "partopt.toml").write_text("\n".join([*top, *entry]))
+    check_all(["listed.split.json"], None)
+    check_all([here], None)  # not listed, but of the same model
+    check_all([here], None, terms=Policy(ssim=0.15))
+    assert all(getattr(p, n) == v for p in seen[:2] for n, v in said.items())
+    assert [p.ssim for p in seen] == [0.1, 0.1, 0.15]
+    assert [p.source for p in seen[1:]] == ["partopt.toml", "the command line and partopt.toml"]
+    assert set(said) <= set(Policy.__dataclass_fields__)

@@ -10,6 +10,7 @@ from partopt.models import load_model
 from partopt.optimizer.budgets import BUDGETS, Budget
 from partopt.optimizer.check import check
 from partopt.optimizer.find import find
+from partopt.optimizer.policy import Policy
 
 pytestmark = pytest.mark.shared_data
 
@@ -34,14 +35,15 @@ def test_replaced_and_retrained_weights(shared, tmp_path, monkeypatch):
     split = tmp_path / "mobilenet_v2.split.json"
     result.config.write(split)
 
-    unchanged = check(split, weights=str(path), latency=False)
-    assert unchanged.found is None
+    policy = Policy(ssim=0.12, data=str(photos), mean=[0.5], std=[0.5], cuts=CUTS)
+    unchanged = check(split, policy=policy, weights=str(path), latency=False)
+    assert unchanged.found.config.search.trials_run == 0
     assert {p.name: p.what for p in unchanged.properties}["privacy"] == "holds"
 
     state = real.module.state_dict()
     untrained = load_model("mobilenet_v2", weights="none").module.state_dict()
     torch.save(untrained, tmp_path / "untrained.pth")
-    leaking = check(split, weights=str(tmp_path / "untrained.pth"), data=photos, latency=False)
+    leaking = check(split, policy=policy, weights=str(tmp_path / "untrained.pth"), latency=False)
     assert leaking.exit_code == 4, leaking.properties
     assert leaking.found.config.search.trials_run <= 2
 
@@ -50,6 +52,6 @@ def test_replaced_and_retrained_weights(shared, tmp_path, monkeypatch):
         k: v + 0.02 * v.std() * torch.randn_like(v) if v.ndim == 4 else v for k, v in state.items()
     }
     torch.save(retrained, tmp_path / "retrained.pth")
-    holding = check(split, weights=str(tmp_path / "retrained.pth"), data=photos, latency=False)
+    holding = check(split, policy=policy, weights=str(tmp_path / "retrained.pth"), latency=False)
     assert holding.exit_code == 0, holding.properties
     assert holding.found is not None

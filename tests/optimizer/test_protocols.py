@@ -12,8 +12,10 @@ from partopt.datasets import Split
 from partopt.errors import UsageError
 from partopt.optimizer import protocols
 from partopt.optimizer.budgets import BUDGETS, pick
-from partopt.optimizer.check import CheckResult, _stored_evidence
+from partopt.optimizer.check import CheckResult
 from partopt.optimizer.find import find
+from partopt.optimizer.gate import stored_evidence
+from partopt.optimizer.policy import Policy
 from partopt.optimizer.protocols import PUBLISHED_BUDGETS, protocol_of
 from partopt.optimizer.rule import Evidence, judge
 from partopt.reporting.report import verdict
@@ -103,7 +105,10 @@ def test_a_run_says_every_choice(tiny_loaded, small, tmp_path):
     assert result.found
     assert "certifies nothing" in verdict(result.config)
     checked = CheckResult("a.json", "tiny", result.cut.name)
-    assert _stored_evidence(checked, result.config, 0.2), "check applies the same rule"
+    terms = Policy(protocol="paper").terms(result.config, "cpu")
+    safe = stored_evidence(checked, result.config, terms, result.cut.name)
+    assert safe, "check applies the same rule"
+    assert Policy().terms(result.config, "cpu").protocol.name == "strict", "a policy must say it"
 
 
 def test_strict_is_the_default_and_minds_the_upper_end_of_the_interval(tiny_loaded, monkeypatch):

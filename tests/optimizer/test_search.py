@@ -271,6 +271,58 @@ def test_a_failure_is_recorded_and_tried_once_more_with_safer_settings(arena, mo
     assert "safe" in verdicts(search)
 
 
+def test_a_second_try_is_kept_as_what_it_is(arena, monkeypatch, tmp_path):
+    """Under its own settings; it stands for the first only where the first is known to fail."""
+    path, last = str(tmp_path / "s.journal"), {"last": 1}
+    only = {"decoder": {**SETTINGS["decoder"], "epochs": 1}}
+    monkeypatch.setitem(registry.ATTACKERS, "decoder", OnceBroken)
+    first = arena(open_storage(path)[0], settings=only, **last)
+    first.run()
+    (attack,) = first.outcome.attacks.values()
+    panel = first.panel["decoder"]
+    assert attack.key == first.key(first.cuts[0], panel.safer()) != first.key(first.cuts[0], panel)
+    again = arena(open_storage(path)[0], settings=only, **last)
+    assert (again.run().run, again.outcome.reused) == (0, 1)
+    assert "second, with safer settings" in again.outcome.attacks[0, "decoder"].note
+    # Who asks for the safer settings gets that attack for what it is: a first try.
+    asked = {"decoder": panel.safer().settings()}
+    direct = arena(open_storage(path)[0], settings=asked, **last)
+    assert (direct.run().run, direct.outcome.reused) == (0, 1)
+    assert "safer" not in direct.outcome.attacks[0, "decoder"].note
+
+
+def test_an_attack_with_safer_settings_does_not_stand_for_one_that_never_failed(arena, tmp_path):
+    path, last = str(tmp_path / "s.journal"), {"last": 1}
+    settings = {**SETTINGS["decoder"], "epochs": 1}
+    weak = {"decoder": make("decoder", settings).safer().settings()}
+    arena(open_storage(path)[0], settings=weak, **last).run()
+    strong = arena(open_storage(path)[0], settings={"decoder": settings}, **last)
+    assert (strong.run().run, strong.outcome.reused) == (1, 0)
+
+
+def test_the_source_of_attacks_and_of_plug_ins_is_part_of_the_key(arena, monkeypatch, tmp_path):
+    search = arena(optuna.storages.InMemoryStorage(), last=1)
+    cut, ours = search.cuts[0], search.panel["linear"]
+    assert search_module.plugin_source(ours) == ""
+    assert search_module.plugin_source(OnceBroken()) != ""
+    before = search.key(cut, ours), search.key(cut, OnceBroken())
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module, "attack_source", lambda: "edited")
+        assert search.key(cut, ours) != before[0]
+    monkeypatch.setattr(search_module, "file_digest", lambda path: "edited")
+    assert search.key(cut, ours) == before[0]
+    assert search.key(cut, OnceBroken()) != before[1]
+
+
+def test_nothing_is_attacked_where_only_the_storage_counts(arena, tmp_path):
+    path = str(tmp_path / "s.journal")
+    cold = arena(open_storage(path)[0], attack=False, last=1)
+    assert (cold.run().run, verdicts(cold)) == (0, ["not attacked"])
+    arena(open_storage(path)[0], last=1).run()
+    warm = arena(open_storage(path)[0], attack=False, last=1)
+    assert (warm.run().run, warm.outcome.reused) == (0, 2)
+
+
 class AlwaysBroken(Decoder):
     tries = 0
 

@@ -1,0 +1,125 @@
+"""Whether a deployed cut is still as fast as it was, and still the one to use."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from ..config import CutRow, SplitConfig
+from ..errors import BackendError
+from ..graph import Cut, LayerGraph
+from ..profilers.backends import pick_accelerator, pick_enclave
+from ..profilers.base import CutLatency, Figure, Profile
+from ..profilers.profile import profile
+from .checked import CheckResult, What
+from .choose import TIE, choose
+
+
+def stored_times(config: SplitConfig, cuts: Sequence[Cut]) -> Profile | None:
+    """The stored latencies of `cuts`, or None where one of them has none."""
+    rows = {row.name: row for row in config.cuts}
+    latency = config.latency_ms
+    if latency is None or any(cut.name not in rows for cut in cuts):
+        return None
+    return Profile(
+        [_from_row(rows[cut.name]) for cut in cuts],
+        _figure(latency, "full_enclave"),
+        _figure(latency, "full_accelerator"),
+        latency.threads,
+        latency.batch,
+        latency.repetitions,
+    )
+
+
+def latency_holds(
+    result: CheckResult, config: SplitConfig, graph: LayerGraph, cuts: list[Cut], tolerance: float
+) -> list[CutLatency] | None:
+    """Measure anew and compare ratios to the full-enclave time; None where that cannot be done.
+
+    Args:
+        result: Is told the outcome.
+        config: Holds the ratio to compare with.
+        graph: The model's.
+        cuts: Of which the deployed one is one.
+        tolerance: How much the ratio may grow, as a share.
+    """
+    assert config.cut is not None
+    assert config.latency_ms is not None
+    stored = config.latency_ms
+    if stored.enclave.basis == "modelled":
+        result.add("latency", "skipped", "stored times are modelled")
+        return None
+    try:
+        enclave = pick_enclave(stored.full_enclave.backend)
+        accelerator = pick_accelerator(stored.full_accelerator.backend)
+    except BackendError as error:
+        result.add("latency", "skipped", str(error))
+        return None
+    now = profile(
+        graph,
+        cuts,
+        enclave=enclave,
+        accelerator=accelerator,
+        threads=stored.threads,
+        batch=stored.batch,
+    )
+    mine = _position(graph, cuts, config)
+    before = stored.total.ms / stored.full_enclave.ms
+    after = now.cuts[mine].total.ms / now.full_enclave.ms
+    text = f"{after:.2f} of the full-enclave time of the same run, stored {before:.2f}"
+    what: What = "slower" if after > before * (1 + tolerance) else "holds"
+    result.add("latency", what, text)
+    return now.cuts
+
+
+def still_best(
+    result: CheckResult,
+    config: SplitConfig,
+    graph: LayerGraph,
+    cuts: list[Cut],
+    times: Sequence[CutLatency],
+    safe: Collection[str],
+) -> None:
+    """Choose among the safe cuts, by name, and compare with the one deployed."""
+    allowed = [i for i, cut in enumerate(cuts) if cut.name in safe]
+    best = choose(cuts, times, allowed)
+    if best is None:
+        result.add("best cut", "skipped", "no cut is safe")
+        return
+    mine = _position(graph, cuts, config)
+    stored_safe = {row.name for row in config.cuts if row.safe}
+    gain = times[mine].total.ms - times[best].total.ms
+    noise = 2 * (times[mine].total.noise_ms ** 2 + times[best].total.noise_ms ** 2) ** 0.5
+    pays = gain > max(noise, TIE * times[best].total.ms)
+    # Where the same cuts are safe as before, a tie that falls another way is no move.
+    if best == mine or (not pays and {cuts[i].name for i in allowed} <= stored_safe):
+        result.add("best cut", "holds", f"{cuts[mine].name} is still the one to use")
+        return
+    work = cuts[mine].head_flops - cuts[best].head_flops
+    result.add(
+        "best cut",
+        "moved",
+        f"from {cuts[mine].name} to {cuts[best].name}: {gain:+.2f} ms gained, "
+        f"{work / 1e6:.0f} MFLOP less in the enclave",
+    )
+
+
+def row_times(rows: Sequence[CutRow], cuts: Sequence[Cut]) -> list[CutLatency]:
+    """The latencies in `rows` of `cuts`, by name."""
+    by_name = {row.name: row for row in rows}
+    return [_from_row(by_name[cut.name]) for cut in cuts]
+
+
+def _position(graph: LayerGraph, cuts: Sequence[Cut], config: SplitConfig) -> int:
+    assert config.cut is not None
+    node = graph.cut(config.cut.name).node
+    return next(i for i, cut in enumerate(cuts) if cut.node == node)
+
+
+def _from_row(row: CutRow) -> CutLatency:
+    parts = ("enclave", "handoff", "accelerator", "total")
+    return CutLatency(*(_figure(row.latency_ms, part) for part in parts))
+
+
+def _figure(latency: object, part: str) -> Figure:
+    time = getattr(latency, part)
+    return Figure(time.ms, time.noise_ms, time.basis, time.backend)
