@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -15,8 +15,33 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
-out, err = Console(), Console(stderr=True)
+from .printable import printable
+
+
+class Plain(Console):
+    """A console that takes text for text: names may hold anything.
+
+    Nothing in square brackets is markup, nothing between colons an emoji, and what would steer the
+    terminal is written as an escape.
+    """
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As the base class, every text printable."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable(segment.text, keep="\n"), segment.style)
+
+
+out, err = Plain(), Plain(stderr=True)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout")]
@@ -40,7 +65,7 @@ class Shown:
     def __init__(self) -> None:
         self.bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
             TextColumn("at most"),

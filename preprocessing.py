@@ -1,13 +1,14 @@
 """From a decoded image to the tensor a model wants, in two steps with the attack's view between.
 
 ``to_unit`` resizes and crops to the model's input size and gives RGB in [0, 1]: that is the picture
-attackers see and rebuild. ``normalise`` is the affine step after it. How a file becomes pixels: `pixels`.
+attackers see and rebuild. ``normalise`` is the affine step after it. `pixels` says how a file
+becomes pixels.
 
 Memory and time are bounded by the decoded picture and the crop. Scaling the short side of a thin
 picture up makes its long side enormous (1x8000 pixels become 256x2,048,000), and the crop keeps a
 sliver of it. Beyond `_GROWTH` times the decoded pixels *and* an aspect ratio of `_ASPECT`, only the
-rows and columns that the crop keeps are computed, with the same weights in double precision, which
-gives torchvision's pixels but for rare differences of one level. Below that they are bit-identical.
+rows and columns that the crop keeps are computed, with the same weights in double precision: where
+two levels tie, one may be taken for the other. Below that, pixels are bit for bit torchvision's.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ pictures of it is not public; this conversion is ours:
   maximum over the training rows (constant columns give 0.5, values outside are clipped); rows are
   time, columns are features; the picture is scaled bilinearly and its three channels are equal.
 
-Files that passed through a spreadsheet are read too: semicolons or tabs, decimal commas, a column of
-row numbers, names in any case; their dates: `dates`.
+Files that passed through a spreadsheet are read too: semicolons or tabs, decimal commas, a column
+of row numbers, names in any case; their dates: `dates`.
 """
 
 from __future__ import annotations
@@ -256,7 +256,8 @@ def _device(path: Path, device: str, counts: Counts) -> pd.DataFrame:
     # A column without a name holds row numbers, which would show as a ramp in every picture.
     names = [c for c in clean.columns if c not in known_columns and not _is_unnamed(c)]
     cells = clean[names]
-    if separator == ";" and not cells.apply(lambda c: c.str.contains(".", regex=False)).any(axis=None):
+    points = cells.apply(lambda c: c.str.contains(".", regex=False))
+    if separator == ";" and not points.any(axis=None):  # where numbers have decimal commas
         cells = cells.apply(lambda c: c.str.replace(",", ".", regex=False))
     numbers = cells.apply(_numbers)
     usable = numbers.notna().all(axis=1)
