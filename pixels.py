@@ -16,12 +16,11 @@ which kind of picture also stands in docs/pictures.md:
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .errors import PictureError
 
@@ -35,7 +34,7 @@ _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 def read(
     file: str | Path | IO[bytes],
     most_pixels: int = MAX_PIXELS,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
 ) -> np.ndarray:
     """Decode a picture; return uint8 RGB of shape (H, W, 3).
 
@@ -64,7 +63,7 @@ def read(
         if isinstance(error, OSError) and error.errno is not None:
             raise
         text = str(error).splitlines()[0][:80] if str(error) else ""
-        if isinstance(error, Image.UnidentifiedImageError):
+        if isinstance(error, UnidentifiedImageError):
             text = "is no picture that can be decoded here"
         raise PictureError("bad-image", text or type(error).__name__) from None
 
@@ -90,7 +89,8 @@ def _colour(image: Image.Image) -> np.ndarray:
     if isinstance(key, tuple) and max(key) > 255:
         # Pillow has cut the pixels to 8 bits, and the key would fit none of them.
         raise PictureError("bad-image", "has a 16-bit transparent colour; save it with 8 bits")
-    layered = image.convert("RGBA")
+    # Pillow knows no way from premultiplied grey to colour.
+    layered = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     black = Image.new("RGB", layered.size)
     black.paste(layered.convert("RGB"), mask=layered.getchannel("A"))
     return np.array(black)

@@ -24,7 +24,7 @@ from PIL import Image
 from .errors import PictureError
 from .pixels import rgb
 
-_GROWTH, _ASPECT = 4, 16
+_GROWTH, _ASPECT = 4, 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

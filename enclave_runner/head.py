@@ -45,15 +45,15 @@ from .session import Channel, accept
 from .start import Start, start_from
 from .transport import End, Shape, receive_exactly
 
-_FORMATS = [
-    p.format
+FORMATS = tuple(
+    str(p.format)
     for p in (
         BmpImagePlugin.BmpImageFile,
         JpegImagePlugin.JpegImageFile,
         PngImagePlugin.PngImageFile,
         WebPImagePlugin.WebPImageFile,
     )
-]
+)
 # Pillow imports these once a JPEG holds several pictures, or EXIF; an enclave may only open what
 # was seen to be opened.
 _ON_DEMAND = (MpoImagePlugin, TiffImagePlugin)
@@ -360,12 +360,12 @@ def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch
         OSError, ImportError: The worker lacks a file; that is no fault of the image.
     """
     try:
-        unit = preprocessing.fit(read(io.BytesIO(image), limits.image_pixels, _FORMATS))
+        unit = preprocessing.fit(read(io.BytesIO(image), limits.image_pixels, FORMATS))
     except PictureError as error:
         if error.code == "too-large":
             raise ServiceError("too-large", f"the image {error}") from None
         raise ServiceError(
-            "bad-image", f"the bytes are no usable JPEG, PNG, WebP or BMP: the image {error}"
+            "bad-image", f"the bytes are no usable JPEG, PNG, WebP or BMP ({error})"
         ) from None
     return preprocessing.normalise(torch.from_numpy(unit.copy())[None].float() / 255)
 

@@ -67,7 +67,7 @@ def to_svg(figure: Any, label: str) -> str:
     text = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", text)
     safe = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{safe}" ', text, count=1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{safe}" ', 1)
 
 
 def to_png(figure: Any) -> bytes:
