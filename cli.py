@@ -486,6 +486,8 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """Say what this machine has (torch, GPU, SGX, Gramine, caches) and what each lack costs."""
     from dataclasses import asdict
 
+    from rich.text import Text
+
     from .enclave_runner.doctor import examine
 
     findings = examine()
@@ -493,8 +495,9 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
         written(json.dumps([asdict(f) for f in findings], indent=2) + "\n")
         return
     for finding in findings:
-        mark = "[green]ok     [/]" if finding.state == "ok" else "[yellow]missing[/]"
-        out.print(f"{mark} {finding.name:<18} {finding.detail}", highlight=False, soft_wrap=True)
+        mark = f"{finding.state:<7}", "green" if finding.state == "ok" else "yellow"
+        line = Text.assemble(mark, f" {finding.name:<18} {finding.detail}")
+        out.print(line, soft_wrap=True)
 
 
 @app.command()

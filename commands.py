@@ -366,10 +366,13 @@ def _key(bundle: Path, key: Path | None) -> bytes:
 
 
 def _image(path: Path) -> bytes:
-    from .errors import DataError
+    from .enclave_runner.pictures import sendable
+    from .errors import DataError, PictureError
 
     try:
-        return path.read_bytes()
+        return sendable(path.read_bytes())
+    except PictureError as error:
+        raise DataError(f"`input` got {str(path)!r}, which cannot be read: it {error}") from None
     except OSError as error:
         raise DataError(f"`input` got {str(path)!r}, which cannot be read: {error.strerror}") from (
             error

@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .cache import written_whole
 from .errors import ConfigError, nearest
+from .printable import each, encodable, printable
 
 SCHEMA = 1
 MAX_BYTES = 16 << 20
@@ -23,6 +24,12 @@ Status = Literal["safe", "leaks", "undecided", "failed", "not attacked"]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _encodable(cls, value: Any) -> Any:
+        """Bytes of file names that are no UTF-8 become escapes: no encoder would take them."""
+        return each(value, encodable)
 
 
 class Tensor(_Strict):
@@ -238,6 +245,10 @@ class SplitConfig(_Strict):
     def to_json(self) -> str:
         """JSON with stable key order."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2) + "\n"
+
+    def shown(self) -> SplitConfig:
+        """The same with every text printable: as people are shown it, not for reading it back."""
+        return SplitConfig.model_validate(each(self.model_dump(by_alias=True), printable))
 
     def write(self, path: Path) -> None:
         """Write the JSON to `path`, whole or not at all."""

@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -21,10 +21,31 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+
+from .printable import printable
 
 
-class _Outlasting(Console):
-    """A console whose reader may go away: the work and its exit code are no less for that."""
+class Plain(Console):
+    """A console that takes text for text, and whose reader may go away.
+
+    Names may hold anything: nothing in square brackets is markup, nothing between colons an emoji,
+    and what would steer the terminal is written as an escape. The work and its exit code are no
+    less for a closed pipe.
+    """
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As the base class, every text printable."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable(segment.text, keep="\n"), segment.style)
 
     def on_broken_pipe(self) -> None:
         """Write no more."""
@@ -40,7 +61,7 @@ def _silence(stream: Any) -> None:
         os.close(nowhere)
 
 
-out, err = _Outlasting(), _Outlasting(stderr=True)
+out, err = Plain(), Plain(stderr=True)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout")]
@@ -103,7 +124,7 @@ class Shown:
     def __init__(self) -> None:
         self.bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
             TextColumn("at most"),

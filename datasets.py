@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from PIL import Image
 
 from . import ton_iot
 from .dead_leaves import dead_leaves
-from .errors import DataError, UsageError
+from .errors import DataError, PictureError, UsageError
+from .folders import Found, formats, search
 from .hashing import hash_array, hash_json
+from .pixels import read
 from .preprocessing import Preprocessing
+from .printable import printable
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
+_FLAT = 16  # levels of 256
 GENERATED = "generated: dead leaves"
 
 
@@ -90,8 +93,9 @@ def load_images(
     """Read or generate images and split them.
 
     Args:
-        data: A folder of images (searched with its subfolders), ``ton-iot:FOLDER`` for telemetry
-            (see `ton_iot`), or None for generated ones.
+        data: A folder of images (searched with its subfolders, see `folders`; how files become
+            pixels: `pixels`), ``ton-iot:FOLDER`` for telemetry (see `ton_iot`), or None for
+            generated ones.
         preprocessing: The model's resize and crop.
         split: How many images are wanted; fewer are taken in the same proportions, with a warning.
         seed: Decides which images are taken and where they go.
@@ -115,28 +119,45 @@ def load_images(
     folder = Path(data)
     if not folder.is_dir():
         raise UsageError(f"`data` got {str(data)!r}, which is no folder; give a folder of images")
-    paths = _files_in(folder)
+    found = search(folder)
+    paths = found.pictures
     order = np.random.default_rng(seed).permutation(len(paths))
     taken, names, skipped = _decode_until(
         [paths[i] for i in order], folder, preprocessing, split.total, jobs
     )
     if len(taken) < minimum:
-        bad = f", {len(skipped)} skipped (first: {skipped[0]})" if skipped else ""
         raise DataError(
-            f"`data` got {str(data)!r} with {len(taken)} usable images{bad}; "
+            f"`data` got {str(data)!r} with {len(taken)} usable images{_why(found, skipped)}; "
             f"at least {minimum} different ones are needed"
         )
-    warnings = []
+    told = found.said()
     if skipped:
-        warnings.append(f"{len(skipped)} image files were skipped: {'; '.join(skipped[:5])}")
+        told.append(f"{len(skipped)} image files were skipped: {'; '.join(skipped[:5])}")
     if len(taken) < split.total:
-        warnings.append(
+        told.append(
             f"{len(taken)} images were found, the budget wants {split.total}: "
             "with more the attackers could be stronger"
         )
         split = split.shrunk_to(len(taken))
-    source = f"folder: {folder.name}, {len(taken)} of {len(paths)} images, seed {seed}"
-    return _finish(np.stack(taken), split, source, names, skipped, warnings)
+    if flat := sum(int(np.ptp(image)) < _FLAT for image in taken):
+        told.append(
+            f"{flat} of {len(taken)} images have hardly any contrast (all values within {_FLAT} of "
+            "256), which no attack can be seen to rebuild; 10 or 12 bits stored in 16 look so"
+        )
+    name = printable(folder.name or folder.resolve().name)
+    source = f"folder: {name}, {len(taken)} of {len(paths)} images, seed {seed}"
+    # What was left out by kind comes first: a result keeps the beginning of this list.
+    skipped = [*found.skipped(), *skipped]
+    return _finish(np.stack(taken), split, source, names, skipped, told)
+
+
+def _why(found: Found, skipped: list[str]) -> str:
+    """Why a folder has no more usable images."""
+    bad = f", {len(skipped)} skipped (first: {skipped[0]})" if skipped else ""
+    told = found.said()
+    if not found.pictures and not found.unread:
+        told.append(found.holds())
+    return bad + (f" ({'; '.join(told)})" if told else "")
 
 
 def pictures_in(folder: str | Path, preprocessing: Preprocessing, most: int) -> np.ndarray:
@@ -148,15 +169,13 @@ def pictures_in(folder: str | Path, preprocessing: Preprocessing, most: int) -> 
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"`show` got {str(folder)!r}, which is no folder; give a folder of images")
-    taken, _, skipped = _decode_until(_files_in(folder), folder, preprocessing, most, 1)
+    found = search(folder)
+    taken, _, skipped = _decode_until(found.pictures, folder, preprocessing, most, 1)
     if not taken:
-        bad = f" ({skipped[0]})" if skipped else ""
-        raise UsageError(f"`show` got {str(folder)!r} without a usable image{bad}; add one")
+        raise UsageError(
+            f"`show` got {str(folder)!r} without a usable image{_why(found, skipped)}; add one"
+        )
     return np.stack(taken)
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
 def _telemetry(
@@ -207,11 +226,15 @@ def _decode_until(
     while len(taken) < wanted and position < len(paths):
         chunk = paths[position : position + max(16, wanted - len(taken))]
         position += len(chunk)
-        decoded = Parallel(n_jobs=jobs, prefer="threads")(
-            delayed(_decode)(p, preprocessing) for p in chunk
-        )
+        # Pillow warns of what `_decode` then reports by name; around the threads, not in them,
+        # since filters are the whole process's.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            decoded = Parallel(n_jobs=jobs, prefer="threads")(
+                delayed(_decode)(p, preprocessing) for p in chunk
+            )
         for path, (array, reason) in zip(chunk, decoded, strict=True):
-            name = str(path.relative_to(folder))
+            name = printable(str(path.relative_to(folder)))
             if array is None:
                 skipped.append(f"{name} ({reason})")
                 continue
@@ -227,11 +250,13 @@ def _decode_until(
 
 
 def _decode(path: Path, preprocessing: Preprocessing) -> tuple[np.ndarray | None, str]:
+    """The picture, or None and why it cannot be had."""
     try:
-        with Image.open(path) as image:
-            return preprocessing.to_unit(image), ""
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return None, str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        return preprocessing.fit(read(path, formats=formats())), ""
+    except (PictureError, ImportError) as error:
+        return None, printable(str(error))
+    except OSError as error:
+        return None, error.strerror or type(error).__name__
 
 
 def _finish(

@@ -6,6 +6,7 @@
     ├── CutError (ValueError)       a cut does not exist or cannot be split at
     ├── WeightsError                weights are missing, unsafe to read, or of another model
     ├── DataError                   too few usable images, or none
+    │   └── PictureError            one picture cannot be read
     ├── ConfigError (ValueError)    a split config is malformed, of another schema, or unsafe
     ├── BackendError                a profiler backend is not available here
     ├── AttackError                 an attacker diverged or could not be scored
@@ -53,6 +54,14 @@ class WeightsError(PartoptError):
 
 class DataError(PartoptError):
     """The images cannot be used: missing, unreadable or too few."""
+
+
+class PictureError(DataError):
+    """A picture cannot be read: ``code`` is ``bad-image`` or ``too-large``."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class ConfigError(PartoptError, ValueError):

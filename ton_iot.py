@@ -11,6 +11,9 @@ pictures of it is not public; this conversion is ours:
 - A window is `ROWS` consecutive rows of one class. Columns are scaled to [0, 1] by minimum and
   maximum over the training rows (constant columns give 0.5, values outside are clipped); rows are
   time, columns are features; the picture is scaled bilinearly and its three channels are equal.
+
+Files that passed through a spreadsheet are read too: semicolons or tabs, decimal commas, a column
+of row numbers, names in any case; their dates: `dates`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from . import dates
 from .errors import DataError, UsageError
+from .printable import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +62,7 @@ class Counts:
         bom, padded: Files that begin with a byte order mark; cells with stray blanks around them.
         bad_time, bad_class, bad_value: Rows left out for a time that is none, an unknown class, or
             a value that is neither a number nor a known word.
+        undated: Rows left out for the time, by device.
         formats: Rows by the shape of their date, digits as 9 and letters as a.
         mixed, repeated: Windows left out for holding several classes, or for repeating another.
     """
@@ -68,6 +74,7 @@ class Counts:
     bad_time: int = 0
     bad_class: int = 0
     bad_value: int = 0
+    undated: dict[str, int] = field(default_factory=dict)
     formats: dict[str, int] = field(default_factory=dict)
     mixed: int = 0
     repeated: int = 0
@@ -93,6 +100,9 @@ class Counts:
         left = {"time": self.bad_time, "class": self.bad_class, "value": self.bad_value}
         if any(left.values()):
             why = ", ".join(f"{n} for the {what}" for what, n in left.items() if n)
+            if self.undated:
+                shares = (f"{n} of {self.rows[d]} in {d}" for d, n in self.undated.items())
+                why += f" (times: {', '.join(shares)})"
             found.append(f"{sum(left.values())} telemetry rows were left out: {why}")
         return found
 
@@ -131,7 +141,7 @@ def read(folder: Path, shares: tuple[float, float, float], seed: int = 0) -> Tel
 
     Raises:
         UsageError: `folder` is none, or pandas is not installed.
-        DataError: No telemetry file in it, or no usable row.
+        DataError: No telemetry file in it, no usable row, or dates of unknown order.
     """
     if not folder.is_dir():
         raise UsageError(
@@ -140,16 +150,21 @@ def read(folder: Path, shares: tuple[float, float, float], seed: int = 0) -> Tel
         )
     counts = Counts()
     tables = {}
+    named = _files(folder)
     for device in DEVICES:
-        path = folder / f"Train_Test_IoT_{device}.csv"
-        if path.is_file():
+        path = named.get(f"train_test_iot_{device}.csv".lower())
+        if path is not None:
             tables[device] = _device(path, device, counts)
         else:
             counts.missing_files.append(device)
     if not tables:
+        below = sorted(folder.glob("*/[Tt]rain_[Tt]est_*.csv"))
+        where = f" ({str(below[0].parent)!r} has some)" if below else ""
+        like = [n for n in sorted(named) if n.startswith("train_test_")]
+        where = where or (f" (but {printable(like[0])}: unpack it)" if like else "")
         raise DataError(
-            f"`data` got {PREFIX + str(folder)!r}, where no Train_Test_IoT_*.csv file is; give the "
-            "folder of the TON_IoT telemetry files"
+            f"`data` got {PREFIX + str(folder)!r}, where no Train_Test_IoT_*.csv file is{where}; "
+            "give the folder of the TON_IoT telemetry files"
         )
     times, classes, values, features = _merge(tables)
     if len(times) < 3 * BLOCK:
@@ -187,14 +202,35 @@ def to_images(values: np.ndarray, side: int, batch: int = 64) -> np.ndarray:
     return out
 
 
+def _files(folder: Path) -> dict[str, Path]:
+    """Files by their name in lower case.
+
+    Raises:
+        DataError: Two of them differ in nothing else.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        name = path.name.lower()
+        if name in found and name.startswith("train_test_iot_"):
+            raise DataError(f"{found[name].name} and {path.name} name one device; remove one")
+        found[name] = path
+    return found
+
+
 def _device(path: Path, device: str, counts: Counts) -> pd.DataFrame:
     """Rows of one device: time, class, features prefixed with the device's name."""
     pandas = _pandas()
     with open(path, "rb") as file:
-        counts.bom += file.read(3) == b"\xef\xbb\xbf"
+        head = file.readline(1 << 16)
+    counts.bom += head.startswith(b"\xef\xbb\xbf")
+    separator = max(",;\t", key=lambda c: head.count(c.encode()))  # the comma on a tie
     try:
-        raw = pandas.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
+        raw = pandas.read_csv(
+            path, sep=separator, dtype=str, encoding="utf-8-sig", keep_default_na=False
+        )
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except ValueError as error:
         raise DataError(f"{path.name} is no CSV ({str(error)[:80]}); fetch it again") from None
     raw.columns = [str(c).strip().lower() for c in raw.columns]
     lacking = {"date", "time", "type"} - set(raw.columns)
@@ -208,12 +244,26 @@ def _device(path: Path, device: str, counts: Counts) -> pd.DataFrame:
     shapes = clean["date"].str.replace(r"\d", "9", regex=True)
     for shape, n in shapes.str.replace(r"[A-Za-z]", "a", regex=True).value_counts().items():
         counts.formats[str(shape)] = counts.formats.get(str(shape), 0) + int(n)
-    when = _times(clean["date"] + " " + clean["time"])
+    when = _times(clean["date"] + " " + clean["time"], path.name)
+    if len(raw) and when.isna().all():
+        first = f"{clean['date'].iloc[0]} {clean['time'].iloc[0]}"[:40]
+        raise DataError(
+            f"{path.name} has no date and time that can be read (the first: {first!r}); write "
+            "dates as YYYY-MM-DD and times as HH:MM:SS"
+        )
     known = clean["type"].str.lower().isin(CLASSES)
-    names = [c for c in clean.columns if c not in ("date", "time", "label", "type", "ts")]
-    numbers = clean[names].apply(_numbers)
+    known_columns = ("date", "time", "label", "type", "ts")
+    # A column without a name holds row numbers, which would show as a ramp in every picture.
+    names = [c for c in clean.columns if c not in known_columns and not _is_unnamed(c)]
+    cells = clean[names]
+    points = cells.apply(lambda c: c.str.contains(".", regex=False))
+    if separator == ";" and not points.any(axis=None):  # where numbers have decimal commas
+        cells = cells.apply(lambda c: c.str.replace(",", ".", regex=False))
+    numbers = cells.apply(_numbers)
     usable = numbers.notna().all(axis=1)
-    counts.bad_time += int(when.isna().sum())
+    if undated := int(when.isna().sum()):
+        counts.bad_time += undated
+        counts.undated[device] = undated
     counts.bad_class += int((when.notna() & ~known).sum())
     counts.bad_value += int((when.notna() & known & ~usable).sum())
     keep = when.notna() & known & usable
@@ -223,15 +273,13 @@ def _device(path: Path, device: str, counts: Counts) -> pd.DataFrame:
     return table
 
 
-def _times(text: pd.Series[Any]) -> pd.Series[Any]:
-    """Times of dates in several shapes: the year first, or the day first."""
-    pandas = _pandas()
-    year_first = text.str.match(r"\d{4}")
-    times = [
-        pandas.to_datetime(part, format="mixed", dayfirst=day, errors="coerce")
-        for part, day in ((text[year_first], False), (text[~year_first], True))
-    ]
-    return pandas.concat(times).reindex(text.index)
+def _is_unnamed(column: str) -> bool:
+    return not column or column.startswith("unnamed:")
+
+
+def _times(text: pd.Series[Any], name: str = "the file") -> pd.Series[Any]:
+    """Times of a file's dates, in the one order of day and month that all its rows allow."""
+    return dates.times(text, name)
 
 
 def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:

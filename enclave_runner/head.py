@@ -23,9 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
-from ..errors import FrameError, PartoptError, ServiceError
+from ..errors import FrameError, PartoptError, PictureError, ServiceError
+from ..pixels import read
 from ..preprocessing import Preprocessing
 from .attestation import own_quote
 from .ends import open_end
@@ -37,15 +45,18 @@ from .session import Channel, accept
 from .start import Start, start_from
 from .transport import End, Shape, receive_exactly
 
-_FORMATS = [
-    p.format
+FORMATS = tuple(
+    str(p.format)
     for p in (
         BmpImagePlugin.BmpImageFile,
         JpegImagePlugin.JpegImageFile,
         PngImagePlugin.PngImageFile,
         WebPImagePlugin.WebPImageFile,
     )
-]
+)
+# Pillow imports these once a JPEG holds several pictures, or EXIF; an enclave may only open what
+# was seen to be opened.
+_ON_DEMAND = (MpoImagePlugin, TiffImagePlugin)
 MAX_CLIENTS = 32
 
 
@@ -346,17 +357,15 @@ def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch
 
     Raises:
         ServiceError: ``bad-image`` or ``too-large``.
+        OSError, ImportError: The worker lacks a file; that is no fault of the image.
     """
     try:
-        with Image.open(io.BytesIO(image), formats=_FORMATS) as picture:
-            if picture.width * picture.height > limits.image_pixels:
-                raise ServiceError("too-large", "the image has too many pixels")
-            unit = preprocessing.to_unit(picture)
-    except ServiceError:
-        raise
-    except Exception:  # decoders raise whatever they like on damaged files
+        unit = preprocessing.fit(read(io.BytesIO(image), limits.image_pixels, FORMATS))
+    except PictureError as error:
+        if error.code == "too-large":
+            raise ServiceError("too-large", f"the image {error}") from None
         raise ServiceError(
-            "bad-image", "the bytes are no readable JPEG, PNG, WebP or BMP"
+            "bad-image", f"the bytes are no usable JPEG, PNG, WebP or BMP ({error})"
         ) from None
     return preprocessing.normalise(torch.from_numpy(unit.copy())[None].float() / 255)
 

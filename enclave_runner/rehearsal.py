@@ -28,6 +28,7 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from importlib.util import source_from_cache
 from pathlib import Path
 
@@ -64,16 +65,29 @@ def _other_names(path: str) -> set[str]:
     }
 
 
+def _pictures(side: int) -> Iterator[bytes]:
+    """One of each format and of each kind of pixels that is read in a way of its own."""
+    plain = Image.new("RGB", (side + 9, side))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for kind, mode in (
+        ("JPEG", "CMYK"), ("PNG", "I;16"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "RGB"),
+        ("WEBP", "RGBA"), ("WEBP", "RGB"), ("BMP", "RGB"), ("JPEG", "RGB"),
+    ):  # fmt: skip
+        data = io.BytesIO()
+        picture = Image.new(mode, plain.size) if mode == "I;16" else plain.convert(mode)
+        exif = {} if kind == "BMP" else {"exif": turned.tobytes()}
+        picture.save(data, kind, **exif)
+        yield data.getvalue()
+
+
 def _rehearse(folder: Path, batch: int, key: bytes) -> None:
     """All that a head worker does with an image."""
     part = Part.read(folder)
     program = load_program(folder, part, key or None)
     assert part.preprocessing is not None
-    picture = Image.new("RGB", (part.preprocessing.input_size + 9, part.preprocessing.input_size))
-    for kind in ("JPEG", "PNG", "WEBP", "BMP"):
-        data = io.BytesIO()
-        picture.save(data, kind)
-        one = head_worker.decoded(data.getvalue(), part.preprocessing, part.limits)
+    for data in _pictures(part.preprocessing.input_size):
+        one = head_worker.decoded(data, part.preprocessing, part.limits)
     for size in {1, batch}:
         program(torch.cat([one] * size))
     ours, theirs = socket.socketpair()

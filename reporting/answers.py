@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ..enclave_runner.attestation import LABELS
 from ..enclave_runner.bench import STAGES, Measured
+from ..printable import encodable
 
 _BASELINES = {
     "whole in enclave": "whole model in the enclave (forward pass alone)",
@@ -25,7 +26,7 @@ def as_dict(backend: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "protection": LABELS.get(backend, "unknown"),
         "answers": [
             {
-                "input": row["input"],
+                "input": encodable(row["input"]),
                 "classes": [{"label": n, "probability": p} for n, p in row["classes"]],
                 "times_ms": {k: v * 1e3 for k, v in row["answer"].times.items()},
                 "client_ms": row["answer"].seconds * 1e3,

@@ -67,7 +67,7 @@ def to_svg(figure: Any, label: str) -> str:
     text = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", text)
     safe = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{safe}" ', text, count=1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{safe}" ', 1)
 
 
 def to_png(figure: Any) -> bytes:
@@ -81,7 +81,12 @@ def to_png(figure: Any) -> bytes:
 
 def _names(config: SplitConfig) -> list[str]:
     chosen = config.cut.name if config.cut else None
-    return [("▶ " if r.name == chosen else "") + r.name for r in config.cuts]
+    return [("▶ " if r.name == chosen else "") + _plain(r.name) for r in config.cuts]
+
+
+def _plain(name: str) -> str:
+    """A name in which matplotlib finds no formula."""
+    return name.replace("$", r"\$")
 
 
 def latency(config: SplitConfig) -> Any:
@@ -136,7 +141,8 @@ def leakage(config: SplitConfig) -> Any:
     if config.cut is not None:
         chosen = [r.name for r in rows].index(config.cut.name)
         axes.axvline(chosen, color=GREEN, lw=6, alpha=0.25, label="chosen cut")
-    axes.set_xticks(x, [r.name for r in rows], rotation=60, ha="right", rotation_mode="anchor")
+    names = [_plain(r.name) for r in rows]
+    axes.set_xticks(x, names, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_ylabel("raw SSIM" if privacy.scale == "raw" else "SSIM above the floor (0 to 1)")
     axes.set_ylim(bottom=min(0.0, floor) - 0.02, top=1.0)
     legend_of(axes, loc="upper right")
@@ -160,7 +166,12 @@ def front(config: SplitConfig) -> Any:
             point = (row.latency_ms.total.ms, row.suffix_score)
             axes.scatter(*point, marker="*", s=220, color=GREEN, edgecolor=INK, zorder=3)
             axes.annotate(
-                row.name, point, xytext=(8, 10), textcoords="offset points", color=INK, fontsize=9
+                _plain(row.name),
+                point,
+                xytext=(8, 10),
+                textcoords="offset points",
+                color=INK,
+                fontsize=9,
             )
     axes.axhline(config.privacy.threshold, color=RED, ls="--", label="threshold")
     axes.set_xlabel("total milliseconds a run")
@@ -193,7 +204,7 @@ def graph(config: SplitConfig) -> Any:
         axes.plot([boundary] * 2, [-0.7, 0.75], color=RED, lw=2.5)
         right = boundary > before / 2
         axes.text(
-            boundary, 0.85, f"cut after {config.cut.name}", color=INK, fontsize=10,
+            boundary, 0.85, f"cut after {_plain(config.cut.name)}", color=INK, fontsize=10,
             ha="right" if right else "left",
         )  # fmt: skip
     axes.text(0, -0.95, "head: enclave", color=INK, fontsize=9)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..optimizer.check import HOLDS, CheckResult
+from ..printable import printable
 
 _STYLE = {
     "holds": "green", "regressed": "bold red", "undecided": "red", "moved": "yellow",
@@ -24,13 +25,15 @@ def table(results: Sequence[CheckResult]) -> RenderableType:
     blocks: list[RenderableType] = []
     for result in results:
         style = "bold green" if result.exit_code == HOLDS else "bold red"
-        title = Text(f"{result.name}: ", style="bold").append(result.verdict, style=style)
+        title = Text(f"{printable(result.name)}: ", style="bold").append(
+            result.verdict, style=style
+        )
         rows = Table(box=None, pad_edge=False, show_header=False)
         rows.add_column(no_wrap=True)
         rows.add_column(no_wrap=True)
         rows.add_column(overflow="fold")
         for p in result.properties:
-            rows.add_row(f"  {p.name}", Text(p.what, style=_STYLE[p.what]), p.detail)
+            rows.add_row(f"  {p.name}", Text(p.what, style=_STYLE[p.what]), printable(p.detail))
         blocks += [title, rows]
     return Group(*blocks)
 
@@ -60,28 +63,26 @@ def as_json(results: Sequence[CheckResult]) -> str:
 
 
 def junit(results: Sequence[CheckResult]) -> str:
-    """JUnit XML: one suite a split config, one case a property."""
+    """JUnit XML: one suite a split config, one case a property.
+
+    XML 1.0 has no control characters; names from files may.
+    """
     root = ET.Element("testsuites", name="partopt check")
     for r in results:
         suite = ET.SubElement(
-            root, "testsuite", name=_printable(r.name), tests=str(len(r.properties)),
+            root, "testsuite", name=printable(r.name), tests=str(len(r.properties)),
             failures=str(sum(p.what in _FAILING for p in r.properties)),
             skipped=str(sum(p.what == "skipped" for p in r.properties)), errors="0",
         )  # fmt: skip
         for p in r.properties:
             case = ET.SubElement(
-                suite, "testcase", classname=f"partopt.{_printable(r.model)}", name=p.name
+                suite, "testcase", classname=f"partopt.{printable(r.model)}", name=p.name
             )
             if p.what in _FAILING:
-                ET.SubElement(case, "failure", message=_printable(p.detail), type=p.what)
+                ET.SubElement(case, "failure", message=printable(p.detail), type=p.what)
             elif p.what == "skipped":
-                ET.SubElement(case, "skipped", message=_printable(p.detail))
+                ET.SubElement(case, "skipped", message=printable(p.detail))
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def _printable(text: str) -> str:
-    """XML 1.0 has no control characters; names from files may."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def markdown(results: Sequence[CheckResult]) -> str:
@@ -107,6 +108,6 @@ def markdown(results: Sequence[CheckResult]) -> str:
 
 def _cell(text: str) -> str:
     """Text from a file as inert Markdown."""
-    inert = text.replace("\\", "\\\\").replace("|", "\\|").replace("`", "'")
+    inert = printable(text).replace("\\", "\\\\").replace("|", "\\|").replace("`", "'")
     inert = inert.replace("<", "&lt;").replace("[", "\\[").replace("@", "@\u200b")
     return " ".join(inert.split())

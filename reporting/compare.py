@@ -19,7 +19,7 @@ def compare(a: SplitConfig, b: SplitConfig) -> Table:
 
 def rows(a: SplitConfig, b: SplitConfig) -> list[tuple[str, str, str]]:
     """Label and both values, in the order of the table; cuts of either are listed in order."""
-    left, right = _facts(a), _facts(b)
+    left, right = _facts(a.shown()), _facts(b.shown())
     labels = list(dict.fromkeys([*left, *right]))
     return [(label, left.get(label, "-"), right.get(label, "-")) for label in labels]
 

@@ -162,6 +162,7 @@ def html(config: SplitConfig) -> str:
         from jinja2 import Environment
     except ImportError as error:
         raise BackendError("reports need Jinja2; pip install 'partopt[report]'") from error
+    config = config.shown()
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["bytes"] = human_bytes
     source = resources.files(__package__).joinpath("report.html.j2").read_text()
@@ -180,6 +181,7 @@ def html(config: SplitConfig) -> str:
 
 def markdown(config: SplitConfig) -> str:
     """Verdict, table and warnings for a paper or a pull request."""
+    config = config.shown()
     lines = [verdict(config), ""]
     if config.privacy.evidence == "screening":
         lines += ["**Screening only: this does not certify the cut.**", ""]
@@ -191,7 +193,8 @@ def markdown(config: SplitConfig) -> str:
     for row in config.cuts:
         lat = row.latency_ms
         chosen = config.cut is not None and row.name == config.cut.name
-        name = f"**`{row.name}`**" if chosen else f"`{row.name}`"
+        name = "`" + row.name.replace("`", "'").replace("|", "\\|") + "`"
+        name = f"**{name}**" if chosen else name
         figures = [lat.enclave.ms, lat.handoff.ms, lat.accelerator.ms, lat.total.ms]
         interval = "-" if row.low is None else f"{row.low:.2f}-{row.high:.2f}"
         cells = [
@@ -209,6 +212,7 @@ def _number(value: float | None) -> str:
 
 def as_csv(config: SplitConfig) -> str:
     """One line per cut and attacker, with latency and origin of every figure."""
+    config = config.shown()
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -246,6 +250,7 @@ def write(config: SplitConfig, kind: str, path: Path, chart: str = "leakage") ->
         raise UsageError(f"`format` got {kind!r}; use {', '.join(FORMATS)}")
     if chart not in CHARTS:
         raise UsageError(f"`chart` got {chart!r}; use {', '.join(CHARTS)}")
+    config = config.shown()
     draw, label = CHARTS[chart]
     text: dict[str, Any] = {
         "html": lambda: html(config),

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from ..config import CutRow, SplitConfig
 from ..graph import Cut, LayerGraph
+from ..printable import printable
 
 _STYLE = {"safe": "green", "leaks": "red", "undecided": "yellow", "failed": "red bold"}
 _WORD = {
@@ -31,6 +32,7 @@ def human_bytes(count: float) -> str:
 
 def render(config: SplitConfig) -> RenderableType:
     """The whole answer: verdict, table, what was measured, warnings."""
+    config = config.shown()
     return Group(_verdict(config), Text(), _cuts(config), Text(), _notes(config))
 
 
@@ -163,7 +165,7 @@ def render_graph(graph: LayerGraph, cuts: list[Cut]) -> Table:
     total = max(1, graph.flops)
     for cut in cuts:
         table.add_row(
-            cut.name,
+            printable(cut.name),
             str(len(cut.boundary)),
             human_bytes(cut.payload_bytes),
             f"{cut.head_flops / 1e9:.3f}",
@@ -171,6 +173,6 @@ def render_graph(graph: LayerGraph, cuts: list[Cut]) -> Table:
             human_bytes(cut.head_param_bytes),
             human_bytes(cut.head_peak_activation_bytes),
             f"{cut.head_layers}+{cut.tail_layers}",
-            ", ".join(cut.aliases),
+            printable(", ".join(cut.aliases)),
         )
     return table

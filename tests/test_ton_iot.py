@@ -140,6 +140,71 @@ def test_clear_errors(folder, tmp_path_factory):
         load_images(f"ton-iot:{folder}", HOW, Split(6, 2, 2))
 
 
+def whole(frame, folder, name="Train_Test_IoT_Fridge.csv", **how):
+    folder.mkdir()
+    frame.to_csv(folder / name, index=False, **how)
+    return ton_iot.read(folder, (6, 2, 2))
+
+
+def test_files_that_passed_through_a_spreadsheet_say_the_same(tmp_path):
+    """One telemetry, in every shape in which it is passed around."""
+    pandas = pytest.importorskip("pandas")
+    n = 3 * ton_iot.BLOCK
+    rng = np.random.default_rng(0)
+    when = pandas.date_range("2019-04-28", periods=n, freq="5min")
+    frame = pandas.DataFrame(
+        {
+            "date": when.strftime("%Y-%m-%d"),
+            "time": when.strftime("%H:%M:%S"),
+            "fridge_temperature": rng.normal(10, 3, n).round(3),
+            "type": "normal",
+        }
+    )
+    wanted = whole(frame, tmp_path / "plain")
+    american = frame.assign(date=when.strftime("%m/%d/%Y"), time=when.strftime("%I:%M:%S %p"))
+    upper = frame.rename(columns=str.upper)
+    numbered = frame.reset_index().rename(columns={"index": ""})
+    shapes = {
+        "american": whole(american, tmp_path / "us"),
+        "european": whole(
+            frame.assign(date=when.strftime("%d.%m.%y")), tmp_path / "eu", sep=";", decimal=","
+        ),
+        "bom": whole(upper, tmp_path / "bom", encoding="utf-8-sig", lineterminator="\r\n"),
+        "lower": whole(frame, tmp_path / "lower", name="train_test_iot_fridge.CSV"),
+        "numbered": whole(numbered, tmp_path / "numbered"),
+        "tabs": whole(frame, tmp_path / "tabs", sep="\t"),
+    }
+    for name, found in shapes.items():
+        assert found.features == wanted.features, name
+        for part, windows in wanted.parts.items():
+            assert np.array_equal(found.parts[part].values, windows.values), (name, part)
+            assert (found.parts[part].starts == windows.starts).all(), (name, part)
+
+
+def test_undated_rows_are_named_by_device_and_a_file_of_them_is_refused(folder):
+    warnings = ton_iot.read(folder, (6, 2, 2)).counts.warnings()
+    assert any("(times: 1 of 4800 in Fridge)" in w for w in warnings)
+    path = folder / "Train_Test_IoT_Weather.csv"
+    path.write_text(path.read_text().replace("Apr", "Avril"))
+    with pytest.raises(DataError, match=r"Weather\.csv has no date and time that can be read"):
+        ton_iot.read(folder, (6, 2, 2))
+    path.write_text(path.read_text().replace("01-Avril-19", "03/04/2019"))
+    with pytest.raises(DataError, match=r"Weather\.csv has dates like 03/04/2019 which no row"):
+        ton_iot.read(folder, (6, 2, 2))
+
+
+def test_other_encodings_and_places_are_said(folder):
+    path = folder / "Train_Test_IoT_Weather.csv"
+    path.write_bytes(path.read_bytes().replace(b"temperature", b"temp\xe9rature"))
+    with pytest.raises(DataError, match=r"Weather\.csv is not UTF-8"):
+        ton_iot.read(folder, (6, 2, 2))
+    (folder / "outer").mkdir()
+    (folder / "outer" / "Train_Test_datasets").mkdir()
+    path.rename(folder / "outer" / "Train_Test_datasets" / path.name)
+    with pytest.raises(DataError, match="outer/Train_Test_datasets' has some"):
+        ton_iot.read(folder / "outer", (6, 2, 2))
+
+
 def test_the_data_command(folder, tmp_path, capsys):
     page = tmp_path / "samples.png"
     arguments = ["data", f"ton-iot:{folder}", "--preview", "--out", str(page), "--input-size", "48"]

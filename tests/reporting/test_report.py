@@ -72,6 +72,24 @@ def test_hostile_text_stays_text(hostile, result):
     assert "<script" not in markdown(hostile)
     ids = re.findall(r'id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+    nothing_steers(hostile)
+
+
+def nothing_steers(changed: SplitConfig) -> None:
+    """No report holds what steers a terminal or turns the direction of text."""
+    evil = "a\x1b[2J\u202eb$x$\x07"
+    changed.model.spec = changed.privacy.data = changed.command = evil
+    changed.cuts[0].name = evil
+    changed.warnings.append(evil)
+    check = CheckResult(evil, evil, evil)
+    texts = [
+        html(changed), markdown(changed), as_csv(changed),
+        *(text for row in rows(changed, changed) for text in row),
+        checks.markdown([check]), checks.junit([check]),
+    ]  # fmt: skip
+    for text in texts:
+        assert not set("\x1b\x07\u202e") & set(text)
+    assert r"a\x1b[2J\u202eb$x$\x07</td>" in texts[0]
 
 
 def test_pictures_are_kept_and_found(result):
