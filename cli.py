@@ -6,6 +6,7 @@ cut, 4 privacy regression, 5 cut moved or latency regressed, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from . import commands, research
-from .console import AsJson, Debug, Shown, err, numbers, out, show
+from .console import AsJson, Debug, Shown, err, numbers, out, show, tell_notices
 from .options import (
     Accelerator,
     Budget,
@@ -33,7 +35,22 @@ from .options import (
 if TYPE_CHECKING:
     from .optimizer.find import SplitResult
 
+
+class _Commands(TyperGroup):
+    """Commands in which only Ctrl-C is an interruption: a file that ends too early is an error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; typer would take its EOFError for Ctrl-D."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise RuntimeError(f"a file or stream ended too early ({error or 'EOFError'})") from (
+                error
+            )
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -202,11 +219,14 @@ def _report(result: SplitResult, path: Path | None, as_json: bool) -> None:
         sys.stdout.write(result.config.to_json())
     else:
         show(render(result.config))
-    if not result.found:
-        err.print("no safe cut: no split config written", style="bold red")
-        raise typer.Exit(3)
     path = path or Path(f"{result.model.short_name}.split.json")
     result.config.write(path)
+    if not result.found:
+        err.print(
+            f"no safe cut: {path} holds the evidence and no cut (`cut` is null)",
+            style="bold red", highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+        raise typer.Exit(3)
     if not as_json:
         err.print(f"split config: {path}", highlight=False)
 
@@ -458,6 +478,7 @@ def _main(
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code. Errors are one sentence on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    tell_notices()
     try:
         code: Any = app(arguments, standalone_mode=False)
     except typer.Exit as stop:
@@ -489,6 +510,11 @@ def _failed(error: Exception, debug: bool) -> int:
     if isinstance(error, PartoptError):
         _say(str(error))
         return error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        from .cache import refusal
+
+        _say(refusal(error.filename or "a file", error))
+        return 1
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     _say(f"{type(error).__name__}: {first} (this is a bug; --debug shows where)")
     return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
@@ -15,6 +16,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from .notices import log
 
 out, err = Console(), Console(stderr=True)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
@@ -32,6 +35,20 @@ def show(what: RenderableType) -> None:
 def tell(text: str, style: str = "") -> None:
     """A message on stderr, one line however long."""
     err.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Notices(logging.Handler):
+    """Lines of partopt's log on stderr, above the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one line."""
+        tell(f"! {record.getMessage()}", "yellow")
+
+
+def tell_notices() -> None:
+    """Show what is worth a line while a command runs, once however often this is called."""
+    if not any(isinstance(h, _Notices) for h in log.handlers):
+        log.addHandler(_Notices())
 
 
 class Shown:
