@@ -7,6 +7,7 @@ on SIGTERM, as service managers stop a service, and with 130 on Ctrl-C; both cle
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -17,7 +18,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import commands, research
-from .console import AsJson, Debug, Interrupts, Shown, err, numbers, out, show, written
+from .console import (
+    AsJson,
+    Debug,
+    Interrupts,
+    Shown,
+    err,
+    numbers,
+    out,
+    show,
+    tell_notices,
+    written,
+)
 from .options import (
     Accelerator,
     Budget,
@@ -33,6 +45,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from .optimizer.find import SplitResult
+
 
 app = typer.Typer(
     add_completion=False,
@@ -209,14 +222,16 @@ def find(
 def _report(result: SplitResult, path: Path, as_json: bool) -> None:
     from .reporting.table import render
 
-    if result.found:  # first, for whoever reads stdout may go away
-        result.config.write(path)
+    result.config.write(path)  # first, for whoever reads stdout may go away
     if as_json:
         written(result.config.to_json())
     else:
         show(render(result.config))
     if not result.found:
-        err.print("no safe cut: no split config written", style="bold red")
+        err.print(
+            f"no safe cut: {path} holds the evidence and no cut (`cut` is null)",
+            style="bold red", highlight=False, soft_wrap=True,
+        )  # fmt: skip
         raise typer.Exit(3)
     if not as_json:
         err.print(f"split config: {path}", highlight=False)
@@ -395,6 +410,7 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Hold split configs against their models: 0 holds, 4 privacy regression, 5 moved or slower."""
+    from .arguments import names
     from .optimizer.check import check_all, worst
     from .optimizer.policy import Policy
     from .outputs import writable
@@ -528,6 +544,7 @@ def _main(
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code. Errors are one sentence on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    tell_notices()
     try:
         with Interrupts():
             code: Any = app(arguments, standalone_mode=False)
@@ -567,6 +584,11 @@ def _failed(error: Exception, debug: bool) -> int:
     if isinstance(error, PartoptError):
         _say(str(error))
         return error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        from .cache import refusal
+
+        _say(refusal(error.filename or "a file", error))
+        return 1
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if isinstance(error, OSError) and error.strerror:
         where = f" at {error.filename!r}" if error.filename else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from rich.progress import (
 )
 from rich.segment import Segment
 
+from .notices import log
 from .printable import printable
 
 
@@ -116,6 +118,20 @@ class Interrupts:
     def _note(number: int, frame: FrameType | None) -> None:
         Interrupts.seen = True
         signal.default_int_handler(number, frame)
+
+
+class _Notices(logging.Handler):
+    """Lines of partopt's log on stderr, above the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one line."""
+        tell(f"! {record.getMessage()}", "yellow")
+
+
+def tell_notices() -> None:
+    """Show what is worth a line while a command runs, once however often this is called."""
+    if not any(isinstance(h, _Notices) for h in log.handlers):
+        log.addHandler(_Notices())
 
 
 class Shown:

@@ -10,6 +10,7 @@
     ├── ConfigError (ValueError)    a split config is malformed, of another schema, or unsafe
     ├── BackendError                a profiler backend is not available here
     ├── AttackError                 an attacker diverged or could not be scored
+    ├── StorageError                a cache, journal or database cannot be read or written
     ├── ExportError                 a cut cannot be exported as two programs
     ├── BundleError (ValueError)    a bundle is damaged, tampered with or of another schema
     ├── FrameError (ValueError)     a frame is torn, oversized, truncated or not what it should be
@@ -74,6 +75,10 @@ class BackendError(PartoptError):
 
 class AttackError(PartoptError):
     """An attacker diverged or gave something that cannot be scored."""
+
+
+class StorageError(PartoptError):
+    """A cache, journal or database cannot be read or written: a full disk, a lock, damage."""
 
 
 class ExportError(PartoptError):

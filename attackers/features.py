@@ -2,34 +2,31 @@
 
 Maps are normalised per channel in float32 with training statistics before they are stored: networks
 with untrained weights have activations of 1e-8 that half precision would flush to zero, and a map
-of zeros looks like protection. Files appear whole or not at all and are keyed by content.
+of zeros looks like protection. A cut whose values are not finite is left out of the pass, with the
+reason; its attacks fail. The files themselves are kept by `kept`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 
-from ..cache import written_whole
 from ..datasets import ImageSet, to_float
-from ..errors import AttackError
+from ..errors import AttackError, PartoptError, StorageError
 from ..graph import SECOND, Cut, LayerGraph
 from ..hashing import hash_json
 from ..identity import network_hash
+from ..notices import notice
 from ..preprocessing import Preprocessing
 from ..sources import feature_source
 from ..splitting import boundary_nodes, capture
+from .kept import Shelf, Stats, Writer
 from .layout import Place, to_map
-from .placing import Mixed, Shapes, measure
+from .placing import Mixed, NotFinite, Shapes, measure
 from .rows import Rows
 
 PARTS = ("train", "validation", "test")
@@ -78,7 +75,6 @@ class FeatureStore:
         self.passes = 0
         self._alone = False
         self._places: dict[int, list[Place]] = {}
-        self._refused: dict[int, AttackError] = {}
         self.key = hash_json(
             [
                 3,
@@ -90,32 +86,68 @@ class FeatureStore:
                 self.stats_images,
             ]
         )
+        self.shelf = Shelf(folder, self.key, budget_bytes)
+        self._refused: dict[int, str] = {}  # why a cut has no features
+        self._one_at_a_time = False
 
     def rows(self, cut: Cut, part: str, also: Sequence[Cut] = ()) -> Rows:
         """Maps of one part (``train``, ``validation``, ``test`` or ``mirrored`` training images).
 
         Where they are missing, one pass over the images makes them for `cut` and for as many of
-        the cuts in `also` as the byte budget holds.
+        the cuts in `also` as the byte budget holds. While the rows live, no process evicts them.
+
+        Raises:
+            AttackError: The head up to `cut` gives values that are not finite.
+            StorageError: The disk is full or refuses.
         """
-        if not self._has(cut, part):
-            with self._locked():
-                if not self._has(cut, part):
+        self._refuse(cut)
+        pin = self.shelf.pin(cut)
+        count = len(self._images_of(part))
+        found = self.shelf.rows(cut, part, count, pin)
+        if found is None:
+            with self.shelf.making(self._waiting):
+                found = self.shelf.rows(cut, part, count, pin)  # another process may have made it
+                if found is None:
                     self._make([cut, *(c for c in also if c.node != cut.node)], part)
-        folder = self._folder(cut)
-        shape = json.loads((folder / f"{part}.json").read_text())["shape"]
-        return Rows([(folder / f"{part}.f16", tuple(shape), "float16")])
+                    self._refuse(cut)
+                    found = self.shelf.rows(cut, part, count, pin)
+        if found is None:
+            raise StorageError(
+                f"features of {cut.name!r} do not stay in {str(self.folder)!r}; see whether "
+                "something else writes there, and run the same command again"
+            )
+        return Rows([found])
+
+    def _refuse(self, cut: Cut) -> None:
+        if cut.node in self._refused:
+            raise AttackError(self._refused[cut.node])
+
+    def _waiting(self) -> None:
+        if self.on_progress is not None:
+            self.on_progress("features: waiting for another run that makes them", 0.0)
 
     def maps_of(self, cut: Cut, images: np.ndarray) -> np.ndarray:
         """Maps of other images (uint8, at the model's input size), as `rows` would hold them."""
-        scaling = self._on_device(self._stats([cut])[cut.node])
-        return np.concatenate(
-            [_normal(maps[0], *scaling) for _, maps in self._forward([cut], images, "features")]
-        )
+        scaling = self._scaling(cut)
+        try:
+            return np.concatenate(
+                [_normal(maps[0], *scaling) for _, maps in self._forward([cut], images, "features")]
+            )
+        except _NotFiniteError as error:
+            self._not_finite(cut, error.values)
+            self._refuse(cut)
+            raise
+
+    def _scaling(self, cut: Cut) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and reciprocal standard deviation of a cut, on the device."""
+        stats = self._stats([cut])
+        self._refuse(cut)
+        return self._on_device(stats[cut.node])
 
     def head(self, cut: Cut) -> Callable[[torch.Tensor], torch.Tensor]:
         """The public head as white-box attackers use it: images in [0, 1] to normalised maps."""
         module = capture(self.graph, [cut]).to(self.device)
-        mean, scale = self._on_device(self._stats([cut])[cut.node])
+        mean, scale = self._scaling(cut)
 
         def run(unit: torch.Tensor) -> torch.Tensor:
             parts = unit.split(self._fixed or max(1, len(unit)))
@@ -131,8 +163,7 @@ class FeatureStore:
             AttackError: No image has a part of its own.
         """
         self._place([cut])
-        if cut.node in self._refused:
-            raise self._refused[cut.node]
+        self._refuse(cut)
         return self._places[cut.node]
 
     def unplaced(self, cut: Cut) -> str:
@@ -162,14 +193,13 @@ class FeatureStore:
         for cut in cuts:
             if cut.node in self._places or cut.node in self._refused:
                 continue
-            path = self._folder(cut) / "places.json"
-            if path.is_file():
-                kept = json.loads(path.read_text())
-                self._places[cut.node] = [Place.of_dict(p) for p in kept["places"]]
-                if kept["alone"]:
-                    self._alone, self.batch = True, 1
-            else:
+            kept = self.shelf.note(cut, "places")
+            if kept is None:
                 missing.append(cut)
+                continue
+            self._places[cut.node] = [Place.of_dict(p) for p in kept["places"]]
+            if kept["alone"]:
+                self._alone, self.batch = True, 1
         if missing:
             self._measure_places(missing)
 
@@ -187,13 +217,15 @@ class FeatureStore:
             self._alone, self.batch = True, 1
             found = measure(run, shapes, images, fixed=1)
         for cut, places in zip(cuts, found, strict=True):
+            if isinstance(places, NotFinite):
+                self._not_finite(cut, places.values)
+                continue
             if isinstance(places, AttackError):
-                self._refused[cut.node] = places
+                self._refused[cut.node] = str(places)
                 continue
             self._places[cut.node] = places
             kept = {"alone": self._alone, "places": [p.as_dict() for p in places]}
-            with written_whole(self._folder(cut) / "places.json") as path:
-                path.write_text(json.dumps(kept))
+            self.shelf.keep_note(cut, "places", kept)
 
     def _shapes(self, node: int) -> Shapes:
         spec = self.graph.nodes[node].spec
@@ -212,21 +244,6 @@ class FeatureStore:
         groups = module(self.preprocessing.normalise(unit))
         return [to_map(g, self.places(c))[:real] for c, g in zip(cuts, groups, strict=True)]
 
-    def _folder(self, cut: Cut) -> Path:
-        names = hash_json([spec.name for spec in cut.boundary])[:12]
-        return self.folder / self.key[:24] / f"{cut.name[:60]}-{names}"
-
-    def _has(self, cut: Cut, part: str) -> bool:
-        return (self._folder(cut) / f"{part}.json").is_file()
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time makes features; the others then find them."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     def _images_of(self, part: str) -> np.ndarray:
         if part == MIRRORED:
             return self.images.part("train")[..., ::-1]
@@ -238,22 +255,47 @@ class FeatureStore:
         return int(per_image * sum(len(self._images_of(p)) for p in parts))
 
     def _make(self, wanted: Sequence[Cut], part: str) -> None:
-        self._place(wanted)
-        self.places(wanted[0])
+        """Make a part of the first cut in `wanted`, and of as many others as fit."""
+        try:
+            self._place(wanted)
+        except (PartoptError, RuntimeError, ValueError, MemoryError):
+            self._one_at_a_time = True
+            self._place(wanted[:1])
+        self._refuse(wanted[0])
         wanted = [c for c in wanted if c.node not in self._refused]
         parts = [MIRRORED] if part == MIRRORED else list(PARTS)
-        chosen: list[Cut] = []
-        room = self.budget_bytes
-        for cut in wanted:
-            size = self._bytes(cut, parts)
-            if chosen and (size > room or self._has(cut, part)):
+        first = wanted[0]
+        chosen, needed = [first], self._bytes(first, parts)
+        room = self.shelf.room(first) - needed
+        for cut in wanted[1:] if not self._one_at_a_time else ():
+            size, there = self._bytes(cut, parts), self.shelf.bytes_of(cut)
+            if size + there > room or cut.node in self._refused or self.shelf.has(cut, part):
                 continue
             chosen.append(cut)
-            room -= size
-        self._make_room(self.budget_bytes - room, keep={self._folder(c) for c in chosen})
-        chosen.sort(key=lambda c: c.node)
-        stats = self._stats(chosen)
-        self._store(chosen, parts, stats)
+            room, needed = room - size - there, needed + size
+        over = self.shelf.make_room(needed, chosen)
+        if over > 0:
+            notice(
+                f"features of {first.name!r} take the cache {over / 2**20:.0f} MiB over its "
+                f"{self.budget_bytes / 2**20:.0f} MiB: the rest is in use; --feature-cache gives "
+                "it more"
+            )
+        try:
+            self._make_together(chosen, parts)
+        except StorageError:
+            raise
+        except (PartoptError, RuntimeError, ValueError, MemoryError):
+            if len(chosen) == 1:
+                raise
+            # One of them breaks the pass: each gets its own, and only its own fails.
+            self._one_at_a_time = True
+            self._make_together([first], parts)
+
+    def _make_together(self, cuts: Sequence[Cut], parts: Sequence[str]) -> None:
+        stats = self._stats(sorted(cuts, key=lambda c: c.node))
+        good = [c for c in sorted(cuts, key=lambda c: c.node) if c.node in stats]
+        if cuts[0].node in stats:
+            self._store(good, parts, stats)
 
     def _forward(
         self, cuts: Sequence[Cut], images: np.ndarray, what: str
@@ -269,22 +311,26 @@ class FeatureStore:
                 if self.on_progress is not None:
                     self.on_progress(what, min(1.0, (start + len(unit)) / len(images)))
 
-    def _stats(self, cuts: Sequence[Cut]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Per channel mean and reciprocal standard deviation over training images, (1, C, 1, 1)."""
-        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    def _stats(self, cuts: Sequence[Cut]) -> dict[int, Stats]:
+        """Per channel mean and reciprocal standard deviation over training images, (1, C, 1, 1).
+
+        A cut whose values are not finite is missing from the result, and refused from now on.
+        """
+        found: dict[int, Stats] = {}
         missing = []
         for cut in cuts:
-            path = self._folder(cut) / "stats.npz"
-            if path.is_file():
-                with np.load(path, allow_pickle=False) as data:
-                    found[cut.node] = (data["mean"], data["scale"])
-            else:
+            kept = None if cut.node in self._refused else self.shelf.stats(cut)
+            if kept is not None:
+                found[cut.node] = kept
+            elif cut.node not in self._refused:
                 missing.append(cut)
+        self._place(missing)
+        missing = [cut for cut in missing if cut.node not in self._refused]
         if missing:
             found |= self._measure_stats(missing)
         return found
 
-    def _measure_stats(self, cuts: Sequence[Cut]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    def _measure_stats(self, cuts: Sequence[Cut]) -> dict[int, Stats]:
         sums: list[list[torch.Tensor]] = []
         cells = [0] * len(cuts)
         images = self.images.part("train")[: self.stats_images]
@@ -304,68 +350,80 @@ class FeatureStore:
         result = {}
         for cut, (total, squares, largest), count in zip(cuts, sums, cells, strict=True):
             if not bool(torch.isfinite(squares).all()):
-                raise AttackError(
-                    f"the head up to {cut.name!r} gives values that are not finite; "
-                    "check the weights and the preprocessing"
-                )
+                self._not_finite(cut, total)
+                continue
             mean = total / count
             variance = (squares / count - mean**2).clamp_min(0)
             # Below the rounding error of float32 a channel is constant, whatever its scale.
             constant = variance.sqrt() <= 1e-6 * largest
-            scale = torch.where(constant, 0.0, 1.0 / variance.sqrt().clamp_min(1e-300))
+            scale = torch.where(constant, 0.0, 1.0 / variance.sqrt().clamp_min(1e-300)).float()
+            if not bool(torch.isfinite(scale).all()):
+                self._not_finite(cut, scale)
+                continue
             shape = (1, -1, 1, 1)
             arrays = (
                 mean.float().view(shape).cpu().numpy(),
-                scale.float().view(shape).cpu().numpy(),
+                scale.view(shape).cpu().numpy(),
             )
-            folder = self._folder(cut)
-            with written_whole(folder / "stats.npz") as path, open(path, "wb") as file:
-                np.savez(file, mean=arrays[0], scale=arrays[1])
+            self.shelf.keep_stats(cut, arrays)
             result[cut.node] = arrays
         return result
 
-    def _on_device(self, stats: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _not_finite(self, cut: Cut, values: torch.Tensor | np.ndarray) -> None:
+        """Refuse a cut from now on; `values` are some that show why."""
+        array = np.asarray(values if isinstance(values, np.ndarray) else values.cpu())
+        seen = [
+            name
+            for name, there in (
+                ("NaN", np.isnan(array)), ("inf", array == np.inf), ("-inf", array == -np.inf)
+            )
+            if there.any()
+        ]  # fmt: skip
+        what = f" ({', '.join(seen)})" if seen else ""
+        self._refused[cut.node] = (
+            f"the head up to {cut.name!r} gives values that are not finite{what}; "
+            "check the weights and the preprocessing"
+        )
+
+    def _on_device(self, stats: Stats) -> tuple[torch.Tensor, torch.Tensor]:
         mean, scale = (torch.from_numpy(a).to(self.device) for a in stats)
         return mean, scale
 
-    def _store(
-        self,
-        cuts: Sequence[Cut],
-        parts: Sequence[str],
-        stats: dict[int, tuple[np.ndarray, np.ndarray]],
-    ) -> None:
-        scaling = [self._on_device(stats[c.node]) for c in cuts]
+    def _store(self, cuts: Sequence[Cut], parts: Sequence[str], stats: dict[int, Stats]) -> None:
         for part in parts:
-            images = self._images_of(part)
-            shapes: list[tuple[int, ...]] = []
-            with contextlib.ExitStack() as stack:
-                files: list[BinaryIO] = []
-                for cut in cuts:
-                    path = stack.enter_context(written_whole(self._folder(cut) / f"{part}.f16"))
-                    files.append(stack.enter_context(open(path, "wb")))
-                for _, maps in self._forward(cuts, images, f"features ({part})"):
-                    shapes = [tuple(m.shape[1:]) for m in maps]
-                    for m, how, file in zip(maps, scaling, files, strict=True):
-                        file.write(_normal(m, *how).data)
-                for file in files:
-                    file.flush()
-            for cut, shape in zip(cuts, shapes, strict=True):
-                with written_whole(self._folder(cut) / f"{part}.json") as path:
-                    path.write_text(json.dumps({"shape": [len(images), *shape]}))
+            cuts = [c for c in cuts if c.node not in self._refused]
+            if not cuts:
+                return
+            scaling = [self._on_device(stats[c.node]) for c in cuts]
+            writers: list[Writer] = []
+            try:
+                writers += (self.shelf.writer(cut, part) for cut in cuts)
+                for _, maps in self._forward(cuts, self._images_of(part), f"features ({part})"):
+                    for cut, m, how, writer in zip(cuts, maps, scaling, writers, strict=True):
+                        if cut.node in self._refused:
+                            continue
+                        try:
+                            writer.add(_normal(m, *how))
+                        except _NotFiniteError as error:
+                            self._not_finite(cut, error.values)
+                for cut, writer in zip(cuts, writers, strict=True):
+                    if cut.node not in self._refused:
+                        writer.keep()
+            finally:
+                for writer in writers:
+                    writer.drop()
 
-    def _make_room(self, needed: int, keep: set[Path]) -> None:
-        """Remove the oldest cuts' files until `needed` more bytes fit the budget."""
-        folders = [p for p in self.folder.glob("*/*") if p.is_dir() and p not in keep]
-        sizes = {p: sum(f.stat().st_size for f in p.iterdir() if f.is_file()) for p in folders}
-        used = sum(sizes.values())
-        for path in sorted(folders, key=lambda p: p.stat().st_mtime):
-            if used + needed <= self.budget_bytes:
-                break
-            shutil.rmtree(path, ignore_errors=True)
-            used -= sizes[path]
+
+class _NotFiniteError(ArithmeticError):
+    """Maps that cannot be normalised."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
 
 
 def _normal(maps: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> np.ndarray:
-    """Normalised, as half precision holds it."""
-    normal = ((maps - mean) * scale).clamp_(-_LARGEST, _LARGEST)
-    return normal.half().contiguous().cpu().numpy()
+    """Normalised, as half precision holds it; clamping would make a picture of infinities."""
+    normal = (maps - mean) * scale
+    if not bool(torch.isfinite(normal).all()):
+        raise _NotFiniteError(maps.detach().cpu().numpy())
+    return normal.clamp_(-_LARGEST, _LARGEST).half().contiguous().cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ..cache import cache_dir, written_whole
+from ..cache import cache_dir, make_way, written_whole
+from ..notices import notice
 
 SHOWN = 6  # test images a picture
 
@@ -25,9 +27,26 @@ def save(key: str, originals: np.ndarray, rebuilt: torch.Tensor) -> Path:
     rows = [np.concatenate(list(images), axis=2) for images in (originals, below)]
     picture = np.concatenate(rows, axis=1).transpose(1, 2, 0)
     path = path_of(key)
+    make_way(path)
     with written_whole(path) as temporary:
         Image.fromarray(np.ascontiguousarray(picture)).save(temporary, format="PNG")
     return path
+
+
+def stored(key: str, most: int = 64 << 20) -> bytes | None:
+    """The PNG of the attack with this key, or None: never made, larger than `most`, or damaged."""
+    path = path_of(key)
+    if not path.is_file() or path.stat().st_size > most:
+        return None
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).partition(":")[0][:80]
+        notice(f"the picture {str(path)!r} is damaged ({reason}): it is left out")
+        return None
+    return data
 
 
 def sheet(rows: Sequence[tuple[str, np.ndarray]], label: int = 120) -> Image.Image:

@@ -36,6 +36,14 @@ Run = Callable[[torch.Tensor], list[list[torch.Tensor]]]
 Key = tuple[int, int]  # a cut and one of its boundary tensors
 
 
+class NotFinite(AttackError):
+    """A boundary tensor has values that are not finite; ``values`` holds it."""
+
+    def __init__(self, name: str, values: torch.Tensor) -> None:
+        super().__init__(f"the boundary tensor {name!r} has values that are not finite")
+        self.values = values
+
+
 class Mixed(AttackError):
     """Images of one batch change each other's values."""
 
@@ -132,8 +140,9 @@ def _one_changed(
 
 def _batch_of(shapes: Shapes, fixed: int | None, answers: list[torch.Tensor]) -> Place:
     """The batch dimension, seen to be right: only the changed image's values change."""
-    if not all(bool(torch.isfinite(a).all()) for a in answers):
-        raise AttackError(f"the boundary tensor {shapes.name!r} has values that are not finite")
+    for answer in answers:
+        if not bool(torch.isfinite(answer).all()):
+            raise NotFinite(shapes.name, answer)
     if fixed == 1:
         return Place(batch=0) if shapes.first[:1] == (1,) else Place(batch=None)
     if fixed is None:

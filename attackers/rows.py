@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+
+
+class OnDisk(NamedTuple):
+    """Rows in a raw file; whatever `pin` is, it lives as long as they do, and so does the file."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+    pin: object = None
 
 
 class Rows:
@@ -15,9 +25,11 @@ class Rows:
     batch needs.
     """
 
-    def __init__(self, pieces: Sequence[np.ndarray | tuple[Path, tuple[int, ...], str]]) -> None:
-        self._pieces = list(pieces)
-        shapes = [p.shape if isinstance(p, np.ndarray) else p[1] for p in self._pieces]
+    def __init__(
+        self, pieces: Sequence[np.ndarray | OnDisk | tuple[Path, tuple[int, ...], str]]
+    ) -> None:
+        self._pieces = [p if isinstance(p, np.ndarray) else OnDisk(*p) for p in pieces]
+        shapes = [p.shape for p in self._pieces]
         self._starts = np.cumsum([0, *(s[0] for s in shapes)])
         self.shape: tuple[int, ...] = (int(self._starts[-1]), *shapes[0][1:])
 
@@ -34,7 +46,7 @@ class Rows:
             here = np.flatnonzero((index >= start) & (index < stop))
             if not len(here):
                 continue
-            source = piece if isinstance(piece, np.ndarray) else _mapped(*piece)
+            source = piece if isinstance(piece, np.ndarray) else _mapped(piece)
             if out is None:
                 out = np.empty((len(index), *self.shape[1:]), source.dtype)
             out[here] = source[index[here] - start]
@@ -44,7 +56,7 @@ class Rows:
 
     def first(self, count: int) -> Rows:
         """The first `count` of these rows."""
-        pieces: list[np.ndarray | tuple[Path, tuple[int, ...], str]] = []
+        pieces: list[np.ndarray | OnDisk] = []
         for piece, start in zip(self._pieces, self._starts[:-1], strict=True):
             left = count - int(start)
             if left <= 0:
@@ -52,8 +64,8 @@ class Rows:
             if isinstance(piece, np.ndarray):
                 pieces.append(piece[:left])
             else:
-                path, shape, kind = piece
-                pieces.append((path, (min(left, shape[0]), *shape[1:]), kind))
+                shape = (min(left, piece.shape[0]), *piece.shape[1:])
+                pieces.append(piece._replace(shape=shape))
         return Rows(pieces)
 
     def joined(self, other: Rows) -> Rows:
@@ -61,8 +73,8 @@ class Rows:
         return Rows([*self._pieces, *other._pieces])
 
 
-def _mapped(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+def _mapped(piece: OnDisk) -> np.ndarray:
+    return np.memmap(piece.path, dtype=piece.dtype, mode="r", shape=piece.shape)
 
 
 def as_rows(array: Rows | np.ndarray) -> Rows:

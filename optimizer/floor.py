@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 import numpy as np
 
 from ..attackers.base import Context
 from ..attackers.blind import Blind
 from ..attackers.scoring import ssim_of
-from ..cache import cache_dir, written_whole
+from ..cache import cache_dir, read_sealed, write_sealed
 from ..datasets import ImageSet, at_resolution
 from ..hashing import derive_seed, hash_json
+from ..notices import notice
 from ..sources import attack_source
 
 
@@ -20,10 +21,9 @@ def floor_of(images: ImageSet, resolution: int, seed: int) -> np.ndarray:
     attacker = Blind()
     key = hash_json([attack_source(), images.digest, resolution, seed, repr(attacker)])
     path = cache_dir("floors") / f"{key[:32]}.json"
-    if path.is_file():
-        values = np.asarray(json.loads(path.read_text()), float)
-        if values.shape == (images.split.test,) and np.isfinite(values).all():
-            return values
+    kept = _kept(path)
+    if kept is not None and kept.shape == (images.split.test,) and np.isfinite(kept).all():
+        return kept
     pictures = at_resolution(images.images, resolution)
     part = {p: pictures[slice(*images.bounds(p))] for p in ("train", "validation", "test")}
     nothing = np.zeros((1, 1, 1, 1), np.float16)
@@ -36,6 +36,15 @@ def floor_of(images: ImageSet, resolution: int, seed: int) -> np.ndarray:
     values = ssim_of(
         attacker.reconstruct, np.zeros((len(part["test"]), 1, 1, 1), np.float16), part["test"]
     )
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps([float(v) for v in values]))
+    write_sealed(path, [float(v) for v in values])
     return values
+
+
+def _kept(path: Path) -> np.ndarray | None:
+    """What the cache has, if it is what was written."""
+    try:
+        values = read_sealed(path)
+        return None if values is None else np.asarray(values, float)
+    except (ValueError, TypeError) as error:
+        notice(f"the cached floor {str(path)!r} is damaged ({error}): it is made again")
+        return None

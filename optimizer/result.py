@@ -59,10 +59,16 @@ def _row(cut: Cut, verdict: Verdict, attacks: list[c.Attack], latency: CutLatenc
         suffix_high=suffix_high,
         safe=verdict.safe,
         status=verdict.status,
-        reason=verdict.reason,
+        reason=_reason(verdict, attacks),
         attacks=attacks,
         latency_ms=c.Latency(**_latency(latency)),
     )
+
+
+def _reason(verdict: Verdict, attacks: list[c.Attack]) -> str:
+    """The rule's reason and, where attacks failed, theirs."""
+    notes = dict.fromkeys(a.note for a in attacks if a.outcome == "failed" and a.note)
+    return "; ".join([verdict.reason, *notes] if verdict.status == "failed" else [verdict.reason])
 
 
 def build_config(

@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,29 +18,41 @@ import numpy as np
 import optuna
 import torch
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from ..attackers import pictures
 from ..attackers.base import Attacker, Context, Fitted, Reconstruct, remark
 from ..attackers.features import FeatureStore
 from ..attackers.scoring import Score, corrected, score, ssim_of
-from ..cache import cache_dir
+from ..cache import cache_dir, written_to
 from ..config import Attack
 from ..datasets import at_resolution
-from ..errors import ConfigError, PartoptError
+from ..errors import ConfigError, PartoptError, StorageError
 from ..graph import Cut
 from ..hashing import derive_seed, hash_json
+from ..notices import notice
 from ..profilers.base import CutLatency
 from ..sources import attack_source, file_digest
 from .choose import choose
 from .pairs import arm, pairs_of
 from .plan import Job, Plan
 from .rule import Evidence, judge
-from .sampler import PRIVACY, NothingLeft, SuffixSampler
-from .storage import KILLED, fail_orphans, finished, owner
+from .sampler import PRIVACY, NothingLeft, SuffixSampler, running_jobs
+from .storage import (
+    CLAIM,
+    KILLED,
+    alone,
+    claimed,
+    fail_orphans,
+    finished,
+    owner,
+    spoken,
+    whereabouts,
+)
 
-ATTACK_VERSION = 3  # raise when an attacker's code changes what it can reach
+ATTACK_VERSION = 4  # raise when an attacker's code changes what it can reach
 SECOND_FOR = "second_for"  # attribute of a second try: the key of the try that failed before it
 _CUTS_KEPT = 2  # of how many cuts fitted attackers stay, for those that are built on them
 
@@ -130,6 +143,12 @@ class Search:
         self.on_tuned: Callable[[Cut, str, Score], None] | None = None
         self.outcome = Outcome()
         self._safer: dict[Job, Attacker] = {}
+        self._keys = {
+            self.key(cut, attacker): (i, name)
+            for i, cut in enumerate(self.cuts)
+            for name, attacker in self.panel.items()
+        }
+        self._at_work: tuple[dict[Job, int], set[Job]] = {}, set()
         self._fitted: dict[int, dict[str, Fitted]] = {}
         self._lock = threading.RLock()
         self._cancelled = threading.Event()
@@ -144,12 +163,20 @@ class Search:
         """Reuse what the storage has, run what the plan wants, return all evidence.
 
         Ctrl-C leaves every finished trial in the storage; the same search goes on from there.
+        Other processes may work with the same storage at the same time: what one of them is at is
+        waited for, and its result is taken; what it leaves undone is done here.
+
+        Raises:
+            StorageError: The storage or the disk fails.
         """
-        study = self._study()
-        self.outcome.study = study.study_name
-        fail_orphans(study)
-        self._reuse()
-        self._be_careful(study)
+        with spoken(self.storage):
+            return self._run(workers)
+
+    def _run(self, workers: int) -> Outcome:
+        with alone(self.storage, "claims"):
+            study = self._study()
+            self.outcome.study = study.study_name
+            self._catch_up(study)
         before = torch.get_num_threads()
         torch.set_num_threads(max(1, before // workers))
         try:
@@ -193,30 +220,41 @@ class Search:
             study.set_metric_names(["total latency ms"])
         return study
 
+    def _catch_up(self, study: optuna.Study) -> None:
+        """Take results that others have finished meanwhile, and jobs that they died at.
+
+        Who is at what is read first: what ends in between is then found among the results.
+        """
+        fail_orphans(study)
+        self._at_work = self._claims()
+        self._reuse()
+        self._be_careful(study)
+
     def _reuse(self) -> None:
-        """Take up what the storage has, a second try only where the first is known to fail."""
-        firsts, seconds = {}, {}
-        for i, cut in enumerate(self.cuts):
-            for name, attacker in self.panel.items():
-                key, safer = self.key(cut, attacker), attacker.safer()
-                firsts[key] = (i, name)
-                if safer is not None:
-                    seconds[i, name] = (self.key(cut, safer), key)
-        found = finished(self.storage, [*firsts, *(key for key, _ in seconds.values())])
-        for key, job in firsts.items():
+        """Take up what is finished, a second try only where the first is known to fail."""
+        missing = {key: job for key, job in self._keys.items() if job not in self.outcome.evidence}
+        seconds = {}
+        for key, job in missing.items():
+            safer = self.panel[job[1]].safer()
+            if safer is not None:
+                seconds[self.key(self.cuts[job[0]], safer)] = (job, key)
+        found = finished(self.storage, [*missing, *seconds])
+        for key, job in missing.items():
             if key in found:
-                self._take_up(job, found[key], second=False)
-        for job, (key, first) in seconds.items():
+                self._take_up(job, found[key].user_attrs, second=False)
+        for key, (job, first) in seconds.items():
             known = job in self.outcome.evidence
             if not known and key in found and found[key].user_attrs.get(SECOND_FOR) == first:
-                self._take_up(job, found[key], second=True)
+                self._take_up(job, found[key].user_attrs, second=True)
 
-    def _take_up(self, job: Job, trial: FrozenTrial, second: bool) -> None:
-        attrs = trial.user_attrs
-        result = self.score_of(job, np.asarray(attrs["ssim_per_image"], float))
+    def _take_up(self, job: Job, attrs: dict[str, Any], second: bool) -> None:
+        per_image = _per_image(attrs, len(self.floor))
+        if per_image is None:
+            return  # not what a search writes: run it
+        result = self.score_of(job, per_image)
         if not attrs["complete"] and result.low < self.threshold:
             return  # it stopped at a proof for a lower threshold: run it in full
-        self.record(job, _attack_from(trial, self.panel[job[1]], result, second))
+        self.record(job, _attack_from(attrs, self.panel[job[1]], result, second))
         self.outcome.reused += 1
 
     def _be_careful(self, study: optuna.Study) -> None:
@@ -226,17 +264,35 @@ class Search:
             attrs = trial.user_attrs
             cut, attacker = attrs.get("cut_name"), attrs.get("attacker")
             if attrs.get(KILLED) and cut in names and attacker in self.panel:
-                self._try_again((names[cut], attacker))
+                job = (names[cut], attacker)
+                if job not in self._safer:
+                    self._try_again(job)
 
     def _decide(self, running: set[Job]) -> Job | None:
+        """The next job; `running` are those of this study, others may be at work in others."""
         with self._lock:
-            if not self.attacking:
-                return None
-            if self.exhaustive:
-                return self._next_of_all(running)
-            return self.plan.next(self.outcome.evidence, running)
+            seen, unseen = self._at_work
+            job = self._next(running | seen.keys() | unseen)
+            if job is None and unseen:
+                # Whether another machine is still at it nobody here can tell: do it too.
+                job = self._next((running - unseen) | seen.keys())
+            return job
 
-    def _next_of_all(self, running: set[Job]) -> Job | None:
+    def _claims(self) -> tuple[dict[Job, int], set[Job]]:
+        """Jobs that processes of this machine are at, with their numbers; and those of others."""
+        seen, unseen = {}, set()
+        for key, who in claimed(self.storage, self._keys).items():
+            if whereabouts(who) == "here":
+                seen[self._keys[key]] = int(who["pid"])
+            else:
+                unseen.add(self._keys[key])
+        return seen, unseen
+
+    def _next(self, running: Collection[Job]) -> Job | None:
+        if not self.attacking:
+            return None
+        if not self.exhaustive:
+            return self.plan.next(self.outcome.evidence, running)
         for attacker in self.plan.panel:
             for i in reversed(range(len(self.cuts))):
                 job = (i, attacker)
@@ -249,31 +305,53 @@ class Search:
         return asked or choose(self.cuts, self.latencies, [*safe, candidate]) == candidate
 
     def _work(self, study: optuna.Study) -> None:
+        pause = 0.05
         while not self._cancelled.is_set():
-            with self._lock:
-                trial = study.ask()
-                try:
-                    cut = trial.suggest_int("cut", 0, max(1, len(self.cuts) - 1))
-                    name = trial.suggest_categorical("attacker", self.plan.panel)
-                    trial.set_user_attr("owner", owner())
-                    trial.set_user_attr("cut_name", self.names[int(cut)])
-                    trial.set_user_attr("attacker", str(name))
-                except NothingLeft:
-                    study.tell(trial, state=TrialState.PRUNED)
-                    waiting = bool(self._others_running(study))
-                    trial_job = None
-                else:
-                    trial_job = (int(cut), str(name))
-            if trial_job is not None:
-                self._one(study, trial, trial_job)
+            with self._lock, alone(self.storage, "claims"):
+                self._catch_up(study)
+                mine = self._claim(study)
+                waiting = mine is None and self._next(()) is not None
+                others = self._at_work[0]
+            if mine is not None:
+                pause = 0.05
+                self._one(study, *mine)
             elif waiting:
-                time.sleep(0.2)
+                self._wait(others, pause)
+                pause = min(2 * pause, 0.5)
             else:
                 return
 
-    def _others_running(self, study: optuna.Study) -> list[FrozenTrial]:
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [t for t in running if t.user_attrs.get("owner", {}).get("pid") == os.getpid()]
+    def _claim(self, study: optuna.Study) -> tuple[Trial, Job] | None:
+        """Begin a trial for the next job; None where nothing is left to start now."""
+        if self._decide(running_jobs(study)) is None:
+            return None
+        trial = study.ask()
+        try:
+            cut = trial.suggest_int("cut", 0, max(1, len(self.cuts) - 1))
+            name = str(trial.suggest_categorical("attacker", self.plan.panel))
+        except NothingLeft:
+            study.tell(trial, state=TrialState.PRUNED)
+            return None
+        attributes = {
+            "owner": owner(),
+            CLAIM: self.key(self.cuts[int(cut)], self.panel[name]),
+            "cut_name": self.names[int(cut)],
+            "attacker": name,
+        }
+        try:
+            for key, value in attributes.items():
+                trial.set_user_attr(key, value)
+        except UpdateFinishedTrialError:
+            return None  # another machine took the trial for an orphan: ask again
+        return trial, (int(cut), name)
+
+    def _wait(self, others: Mapping[Job, int], seconds: float) -> None:
+        """Let somebody else finish a job that is needed here."""
+        theirs = {job: pid for job, pid in others.items() if pid != os.getpid()}
+        if theirs and self.on_progress is not None:
+            (i, name), pid = next(iter(theirs.items()))
+            self.on_progress(f"waiting for process {pid}: {name} on {self.names[i]}", 0.0)
+        self._cancelled.wait(seconds)
 
     def _one(self, study: optuna.Study, trial: Trial, job: Job) -> None:
         """Run one attack and store it, whatever becomes of it."""
@@ -284,10 +362,14 @@ class Search:
         context = self.context(job)
         try:
             per_image = self.attack(job, cut, attacker, context)
+        except StorageError:
+            self._leave(study, trial)
+            raise
         except (PartoptError, RuntimeError, MemoryError, ValueError) as error:
             note = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            trial.set_user_attr("note", note)
-            study.tell(trial, state=TrialState.FAIL)
+            with suppress(UpdateFinishedTrialError):
+                trial.set_user_attr("note", note)
+                study.tell(trial, state=TrialState.FAIL)
             if again is None and self._try_again(job):
                 return
             failed = Attack(
@@ -299,8 +381,7 @@ class Search:
             self._tell(cut, failed)
             return
         except BaseException:
-            self._cancelled.set()
-            study.tell(trial, state=TrialState.FAIL)
+            self._leave(study, trial)
             raise
         seconds = time.monotonic() - start
         self._count(context, seconds)
@@ -324,20 +405,33 @@ class Search:
         }
         if again is not None:
             attributes[SECOND_FOR] = self.key(cut, self.panel[job[1]])
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
-        self.keep_pictures(trial, job, attacker, key)
-        stored = study._storage.get_trial(trial._trial_id)
-        attack = _attack_from(stored, self.panel[job[1]], result, again is not None)
-        self.record(job, attack)
-        with self._lock:
-            verdict = judge(self.names, self.plan.panel, self.outcome.evidence, self.threshold)[
-                job[0]
-            ]
-        margin = verdict.suffix_high - self.threshold
-        trial.set_constraint(PRIVACY, margin if verdict.safe else 1.0)
-        study.tell(trial, self.latencies[job[0]].total.ms)
+        attack = _attack_from(attributes, self.panel[job[1]], result, again is not None)
+        try:
+            for name, value in attributes.items():
+                trial.set_user_attr(name, value)
+            self.keep_pictures(trial, job, attacker, key)
+            self.record(job, attack)
+            with self._lock:
+                verdict = judge(self.names, self.plan.panel, self.outcome.evidence, self.threshold)[
+                    job[0]
+                ]
+            margin = verdict.suffix_high - self.threshold
+            trial.set_constraint(PRIVACY, margin if verdict.safe else 1.0)
+            study.tell(trial, self.latencies[job[0]].total.ms)
+        except UpdateFinishedTrialError:
+            # Only from a machine that shares the storage and took this process for dead.
+            notice(f"another run took over {job[1]} on {cut.name}: the result is not stored")
+            self.record(job, attack)
+        except BaseException:
+            self._leave(study, trial)
+            raise
         self._tell(cut, attack)
+
+    def _leave(self, study: optuna.Study, trial: Trial) -> None:
+        """Stop, and leave the trial to whoever comes next, as far as the storage still lets us."""
+        self._cancelled.set()
+        with suppress(Exception):
+            study.tell(trial, state=TrialState.FAIL)
 
     def context(self, job: Job) -> Context:
         """What the attacker of a job is given, those already fitted at that cut among it.
@@ -411,8 +505,10 @@ class Search:
         with torch.no_grad():
             rebuilt = attacker.reconstruct(maps)
         path = pictures.save(key, self.pictures[start : start + len(few)], rebuilt)
-        artifacts = FileSystemArtifactStore(str(cache_dir("artifacts")))
-        upload_artifact(artifact_store=artifacts, file_path=str(path), study_or_trial=trial)
+        folder = cache_dir("artifacts")
+        with written_to(folder):
+            artifacts = FileSystemArtifactStore(str(folder))
+            upload_artifact(artifact_store=artifacts, file_path=str(path), study_or_trial=trial)
 
     def _stop_if_cancelled(self) -> None:
         if self._cancelled.is_set():
@@ -487,8 +583,25 @@ def _note(said: str, second: bool) -> str:
     return "; ".join(filter(None, [again if second else "", said]))
 
 
-def _attack_from(trial: FrozenTrial, attacker: Attacker, result: Score, second: bool) -> Attack:
-    attrs: dict[str, Any] = trial.user_attrs
+def _per_image(attrs: Mapping[str, Any], count: int) -> np.ndarray | None:
+    """SSIM per test image of a stored result, or None where the result is not whole."""
+    wanted: dict[str, type | tuple[type, ...]] = {
+        "ssim_per_image": list, "complete": bool, "settings": str, "key": str, "note": str,
+        "image_steps": int, "seconds": (int, float),
+    }  # fmt: skip
+    if not all(isinstance(attrs.get(n), kind) for n, kind in wanted.items()):
+        return None
+    try:
+        values = np.asarray(attrs["ssim_per_image"], float)
+    except (TypeError, ValueError):
+        return None
+    fits = values.shape == (count,) and np.isfinite(values).all() and (np.abs(values) <= 1).all()
+    return values if fits else None
+
+
+def _attack_from(
+    attrs: Mapping[str, Any], attacker: Attacker, result: Score, second: bool
+) -> Attack:
     return Attack(
         attacker=attacker.name,
         settings=attrs["settings"],

@@ -18,7 +18,7 @@ from ..attackers.metrics import lpips_measure, multi_scale_ssim, psnr
 from ..attackers.pictures import sheet
 from ..attackers.scoring import Score, score, ssim
 from ..datasets import at_resolution, pictures_in
-from ..errors import PartoptError
+from ..errors import PartoptError, StorageError
 from ..graph import Cut
 from ..hashing import derive_seed
 from .budgets import Budget
@@ -154,6 +154,8 @@ def _one(bench: _Bench, attacker: Attacker, context: Context) -> Result:
     while tried is not None:
         try:
             rebuilt, originals, pictures = _fitted(bench, tried, context)
+        except StorageError:
+            raise
         except (PartoptError, RuntimeError, MemoryError, ValueError) as error:
             first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             notes.append(f"failed: {first}")

@@ -20,14 +20,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ..attackers.base import Attacker, Range, remark
 from ..attackers.scoring import ssim_of
 from ..config import Attack
-from ..errors import PartoptError
+from ..errors import PartoptError, StorageError
 from ..hashing import derive_seed, hash_json
 from .choose import choose
 from .pairs import pairs_of
 from .plan import Job
 from .rule import judge
 from .search import ATTACK_VERSION, Search
-from .storage import fail_orphans, owner
+from .storage import alone, fail_orphans, owner, spoken
 
 Tell = Callable[[str, int], None]
 
@@ -78,7 +78,24 @@ def _answer(search: Search) -> int | None:
 def _tune_one(
     search: Search, job: Job, trials: int, first: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Run what is missing of one study and take up its best; return the best settings."""
+    """Run what is missing of one study and take up its best; return the best settings.
+
+    One process at a time: the sampler's next setting depends on all before, and so does the answer.
+    """
+
+    def waiting() -> None:
+        if search.on_progress is not None:
+            what = f"{job[1]} on {search.names[job[0]]}"
+            search.on_progress(f"waiting for another run that tunes {what}", 0.0)
+
+    key = search.key(search.cuts[job[0]], search.panel[job[1]])
+    with spoken(search.storage), alone(search.storage, f"tuning {key}", waiting):
+        return _tune_alone(search, job, trials, first)
+
+
+def _tune_alone(
+    search: Search, job: Job, trials: int, first: dict[str, Any]
+) -> dict[str, Any] | None:
     base = search.panel[job[1]]
     study = _study(search, job, base)
     fail_orphans(study)
@@ -145,6 +162,8 @@ def _try(
         per_image = search.attack(job, cut, attacker, context, to_the_end=True).round(6)
         pairs = pairs_of(search.store, cut, attacker, search.pictures)
         held_out = ssim_of(attacker.reconstruct, pairs.held_out, pairs.held_out_pictures)
+    except StorageError:
+        raise
     except (PartoptError, RuntimeError, MemoryError, ValueError) as error:
         trial.set_user_attr("note", str(error).splitlines()[0][:200] if str(error) else "")
         study.tell(trial, state=TrialState.FAIL)

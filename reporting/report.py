@@ -10,12 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..attackers.pictures import path_of
+from ..attackers.pictures import stored
 from ..cache import written_whole
 from ..config import Attack, CutRow, SplitConfig
 from ..errors import BackendError, UsageError
 from .charts import CHARTS, to_png, to_svg
-from .table import human_bytes
+from .table import failed_attacks, human_bytes
 
 FORMATS = ("html", "md", "svg", "png", "csv")
 _MAX_PICTURE = 8 << 20
@@ -77,10 +77,10 @@ def pictures(config: SplitConfig) -> list[Picture]:
         if attack is None or row.name in seen:
             continue
         seen.add(row.name)
-        path = path_of(attack.key)
-        if not path.is_file() or path.stat().st_size > _MAX_PICTURE:
+        picture = stored(attack.key, _MAX_PICTURE)
+        if picture is None:
             continue
-        data = base64.b64encode(path.read_bytes()).decode()
+        data = base64.b64encode(picture).decode()
         caption = f"{title}, {row.name}: {attack.attacker}, score {attack.score:.2f}"
         alt = (
             f"Originals above, what {attack.attacker} rebuilt from the features after {row.name} "
@@ -172,6 +172,7 @@ def html(config: SplitConfig) -> str:
     }
     return environment.from_string(source).render(
         c=config,
+        failed=failed_attacks(config),
         verdict=verdict(config),
         charts=charts,
         pictures=pictures(config),
@@ -202,7 +203,7 @@ def markdown(config: SplitConfig) -> str:
             _number(row.ssim_raw), _number(row.score), interval, row.status,
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *(f"- {w}" for w in config.warnings)]
+    lines += ["", *(f"- {w}" for w in [*failed_attacks(config), *config.warnings])]
     return "\n".join(lines).replace("<", "&lt;") + "\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -295,10 +296,10 @@ def strips(study: Study) -> Image.Image | None:
 
 def _stored(key: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Originals and reconstructions of a stored attack, each uint8 (N, 3, R, R)."""
-    path = pictures.path_of(key) if key else None
-    if path is None or not path.is_file():
+    data = pictures.stored(key) if key else None
+    if data is None:
         return None
-    with Image.open(path) as page:
+    with Image.open(io.BytesIO(data)) as page:
         pixels = np.asarray(page.convert("RGB"))
     side = pixels.shape[0] // 2
     tiles = pixels.reshape(2, side, -1, side, 3).transpose(0, 2, 4, 1, 3)

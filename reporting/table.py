@@ -33,7 +33,32 @@ def human_bytes(count: float) -> str:
 def render(config: SplitConfig) -> RenderableType:
     """The whole answer: verdict, table, what was measured, warnings."""
     config = config.shown()
-    return Group(_verdict(config), Text(), _cuts(config), Text(), _notes(config))
+    return Group(_verdict(config), Text(), _cuts(config), Text(), failures(config), _notes(config))
+
+
+def failures(config: SplitConfig) -> Text:
+    """Why attacks failed, a line for each reason; empty where none did."""
+    text = Text()
+    for line in failed_attacks(config):
+        text.append("! ", style="bold red")
+        text.append(line + "\n")
+    return text
+
+
+def failed_attacks(config: SplitConfig) -> list[str]:
+    """A sentence for each reason that attacks failed for, with where."""
+    reasons: dict[str, list[str]] = {}
+    for row in config.cuts:
+        for attack in row.attacks:
+            if attack.outcome == "failed":
+                where = f"{attack.attacker} on {row.name}"
+                reasons.setdefault(attack.note or "no reason is known", []).append(where)
+    return [
+        f"attack failed, which counts as leaking: {', '.join(where[:4])}"
+        + (f" and {len(where) - 4} more" if len(where) > 4 else "")
+        + f": {note}"
+        for note, where in reasons.items()
+    ]
 
 
 def _score(value: float | None) -> str:

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import pytest
 from partopt import cli
 from partopt.config import SplitConfig
 from partopt.datasets import Split
+from partopt.notices import notice
 from partopt.optimizer.budgets import BUDGETS, Budget
 
 NET = """
@@ -20,6 +22,12 @@ def make():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 4, 8, 8), nn.Tanh(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+class Poisoned(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).relu().log().clamp(-5).mean((2, 3))
+def poisoned():
+    torch.manual_seed(1)
+    return Poisoned(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1))
 def leaky():
     return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1))
 """
@@ -59,13 +67,46 @@ def test_json_is_alone_on_stdout(here, capsys):
     assert raw == json.loads((here / "x.json").read_text())
 
 
-def test_no_safe_cut_exits_with_3_and_writes_nothing(here, capsys):
+def test_no_safe_cut_exits_with_3_and_writes_a_config_without_a_cut(here, capsys):
     code = cli.run(["find", "--model", "clinet:leaky", "--input-size", "32", "--repetitions", "1"])
     shown = capsys.readouterr()
     assert code == 3
     assert "No safe cut" in shown.out
-    assert "no split config written" in shown.err
-    assert not list(here.glob("*.split.json"))
+    assert "no safe cut: leaky.split.json holds the evidence" in shown.err
+    config = SplitConfig.read(here / "leaky.split.json")
+    assert config.cut is None
+    assert config.cuts
+    assert not any(row.safe for row in config.cuts)
+    for command, code in (
+        (["export", "leaky.split.json", "--out", "b"], 2),
+        (["check", "leaky.split.json"], 1),
+        (["run", "leaky.split.json", "--input", "clinet.py"], 1),
+    ):
+        assert cli.run(command) == code
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        assert "bug" not in said.err
+        assert len((said.err or said.out).strip().splitlines()) <= 6
+    assert cli.run(["compare", "leaky.split.json", "leaky.split.json"]) == 0
+    assert cli.run(["report", "leaky.split.json", "--format", "md"]) == 0
+
+
+def test_why_attacks_failed_is_said_and_stored(here, capsys):
+    find = ["find", "--model", "clinet:poisoned", "--input-size", "32", "--repetitions", "1"]
+    code = cli.run([*find, "--cuts", "0,log", "--attackers", "linear"])
+    shown = capsys.readouterr()
+    assert code == 3
+    assert "linear on log: the head up to 'log' gives values that are not finite (-inf)" in (
+        shown.out
+    )
+    early, late = SplitConfig.read(here / "poisoned.split.json").cuts
+    assert early.status == "leaks", "its features are finite"
+    assert early.score > 0.5
+    assert (late.status, late.attacks[0].outcome) == ("failed", "failed")
+    assert "not finite" in late.reason
+    assert "not finite" in late.attacks[0].note
+    assert cli.run(["report", "poisoned.split.json", "--format", "md"]) == 0
+    assert "not finite" in (here / "poisoned.report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -189,18 +230,33 @@ def test_an_end_of_file_is_no_interrupt(here, capsys, monkeypatch):
 
     monkeypatch.setattr("partopt.optimizer.find.find", torn)
     assert cli.run(FIND) == 1
-    assert "EOFError" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "EOFError" in said
+    assert "interrupted" not in said
 
 
 def test_what_the_system_refuses_is_no_bug(here, capsys, monkeypatch):
+    def denied(*a, **k):
+        raise OSError(13, "Permission denied", "/x/y")
+
+    monkeypatch.setattr("partopt.optimizer.find.find", denied)
+    assert cli.run(FIND) == 1
+    said = capsys.readouterr().err
+    assert "the system refused at '/x/y': permission denied" in said
+    assert "this is a bug" not in said
+
+
+def test_a_full_disk_is_one_sentence(here, capsys, monkeypatch):
     def full(*a, **k):
-        raise OSError(28, "No space left on device", "/x/y")
+        raise OSError(errno.ENOSPC, "No space left on device", "out.json")
 
     monkeypatch.setattr("partopt.optimizer.find.find", full)
     assert cli.run(FIND) == 1
     said = capsys.readouterr().err
-    assert "the system refused at '/x/y': no space left on device" in said
-    assert "this is a bug" not in said
+    assert said == (
+        "error: 'out.json' cannot be written (No space left on device): make room there and run "
+        "the same command again\n"
+    )
 
 
 def test_a_cache_that_cannot_be_made(here, capsys, monkeypatch):
@@ -224,6 +280,13 @@ def test_a_reader_that_goes_away_changes_nothing(here, arguments):
     assert done.stderr.endswith("code 0")
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+def test_notices_are_lines_on_stderr(here, capsys):
+    cli.run(["schema"])
+    capsys.readouterr()
+    notice("the journal was torn")
+    assert capsys.readouterr().err == "! the journal was torn\n"
 
 
 def test_as_a_module_and_version():

@@ -1,3 +1,5 @@
+import errno
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -5,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from partopt.attackers import kept
 from partopt.attackers.features import MIRRORED, FeatureStore
 from partopt.attackers.linear import Linear
 from partopt.attackers.scoring import ssim_of
+from partopt.cache import written_to
 from partopt.datasets import ImageSet, Split
-from partopt.errors import AttackError
+from partopt.errors import AttackError, StorageError
 from partopt.graph import trace
 from partopt.preprocessing import Preprocessing
 
@@ -275,3 +279,175 @@ def test_values_that_lie_nowhere_need_another_attacker(leaves, tmp_path):
     dense = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 48, 300), nn.Tanh(), nn.Linear(300, 2))
     store = store_of(dense, leaves, tmp_path)
     assert "300 values, 100 training images" in store.unplaced(store.graph.cut("1"))
+
+
+FILES = ["test.f16", "train.json", "stats.npz"]
+
+
+def zeros(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def half(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def folder(path):
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+
+
+def other_shape(path):
+    path.write_text('{"shape": [1, 12, 16, 16]}')
+
+
+def gone(path):
+    path.unlink()
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_files_are_made_again(leaves, tmp_path, caplog):
+    """Whatever a crash or a disk leaves: the same maps as before, and a line that says so."""
+    first = store_of(Scaled(1.0), leaves, tmp_path)
+    cut = first.graph.cut("conv")
+    want = {p: first.rows(cut, p).take(range(30)) for p in ("train", "test")}
+    place = first.shelf.place(cut)
+    for damage in (zeros, half, empty, folder, other_shape, gone, flipped):
+        for name in FILES:
+            damage(place / name)
+            again = store_of(Scaled(1.0), leaves, tmp_path)
+            caplog.clear()
+            again.head(cut)  # reads the statistics
+            for part, maps in want.items():
+                assert np.array_equal(again.rows(cut, part).take(range(30)), maps), (damage, name)
+            if not name.endswith("json") or damage is not gone:
+                assert caplog.text.count("made again") == 1, (damage, name)
+            assert again.passes > 0
+
+
+def test_a_file_in_place_of_the_folder_is_replaced(leaves, tmp_path):
+    store = store_of(Scaled(1.0), leaves, tmp_path)
+    place = store.shelf.place(store.graph.cut("conv"))
+    place.parent.mkdir()
+    place.write_text("no folder")
+    assert len(store.rows(store.graph.cut("conv"), "test")) == 30
+
+
+def test_values_that_are_not_finite_are_not_believed_whatever_the_digest(leaves, tmp_path):
+    store = store_of(Scaled(1.0), leaves, tmp_path)
+    cut = store.graph.cut("conv")
+    want = store.rows(cut, "test").take(range(30))
+    bad = want.copy()
+    bad[3, 2, 1, 0] = np.nan
+    (writer := store.shelf.writer(cut, "test")).add(bad)
+    writer.keep()
+    kept._verified.clear()
+    assert np.array_equal(store.rows(cut, "test").take(range(30)), want)
+
+
+class Masked(nn.Module):
+    """One cut of infinities, of all images or of a few only, between finite ones."""
+
+    def __init__(self, above: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 1)
+        self.fc = nn.Linear(8, 2)
+        self.above = above
+
+    def forward(self, x):
+        x = self.a(x)
+        bright = x.amax((1, 2, 3), keepdim=True) > self.above
+        masked = x.masked_fill(bright, float("-inf"))
+        return self.fc(self.b(masked.clamp(-5)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("often", [True, False])
+def test_a_cut_that_is_not_finite_fails_alone(often, leaves, tmp_path):
+    images = leaves[:, :, :48, :48]
+    above = -1e9
+    if not often:  # one test image alone, which the statistics do not see
+        with torch.no_grad():
+            unit = P.normalise(torch.from_numpy(images).float() / 255)
+            highs = Masked(0).a(unit).amax((1, 2, 3))
+        order = highs.argsort().numpy()
+        images, above = images[order], float(highs.sort().values[-2:].mean())
+    store = store_of(Masked(above), images, tmp_path)
+    good = [store.graph.cut(n) for n in ("a", "b")]
+    bad = store.graph.cut("masked_fill")
+    for cut in good:
+        assert len(store.rows(cut, "train", [bad, *good])) == 100
+    passes = store.passes
+    for _ in range(2):
+        with pytest.raises(AttackError, match=r"'masked_fill' gives .* not finite \(-inf\)"):
+            for part in ("train", "validation", "test"):
+                store.rows(bad, part, good)
+    assert store.passes <= passes + 4
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_cut_that_breaks_the_pass_fails_alone(tiny, leaves, tmp_path, monkeypatch):
+    store = store_of(tiny, leaves, tmp_path)
+    cuts = list(store.graph.cuts("all"))
+    maps = FeatureStore._maps
+
+    def broken(self, cuts, module, unit):
+        found = maps(self, cuts, module, unit)
+        if any(len(m.shape) == 4 and m.shape[1:] == (8, 48, 48) for m in found):
+            raise AttackError("no place of a token can be told")
+        return found
+
+    monkeypatch.setattr(FeatureStore, "_maps", broken)
+    assert len(store.rows(cuts[-1], "test", cuts)) == 30
+    with pytest.raises(AttackError, match="no place"):
+        store.rows(cuts[0], "test", cuts)
+
+
+def test_what_is_in_use_is_not_evicted(tiny, leaves, tmp_path, caplog):
+    """Two stores, as two processes are: locks of two open files exclude each other as well."""
+    cuts = trace(tiny, torch.zeros(1, 3, 48, 48)).cuts("all")
+    one = max(c.payload_bytes for c in cuts) // 2 * 160
+    mine, theirs = (
+        store_of(tiny, leaves, tmp_path, budget_bytes=int(one * 1.2), key=i) for i in range(2)
+    )
+    largest = max(cuts, key=lambda c: c.payload_bytes)
+    rows = mine.rows(largest, "train")
+    want = rows.take(range(100))
+    theirs.rows(largest, "train", cuts)
+    assert "over its" in caplog.text
+    assert "in use" in caplog.text
+    assert np.array_equal(rows.take(range(100)), want)
+    del rows
+    theirs.rows(largest, "train")
+    other = store_of(tiny, leaves, tmp_path, budget_bytes=int(one * 1.2), key=2)
+    other.rows(largest, "train")
+    used = sum(f.stat().st_size for f in tmp_path.rglob("*.f16"))
+    assert used <= one * 1.2
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(leaves, tmp_path, monkeypatch):
+    store = store_of(Scaled(1.0), leaves, tmp_path)
+    cut = store.graph.cut("conv")
+    add = kept.Writer.add
+
+    def full(self, maps):
+        if self._rows >= 32:
+            with written_to(self._path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        add(self, maps)
+
+    monkeypatch.setattr(kept.Writer, "add", full)
+    with pytest.raises(StorageError, match="No space left"):
+        store.rows(cut, "train")
+    assert not [p for p in tmp_path.rglob("*") if p.suffix in (".f16", ".tmp")]
+    monkeypatch.undo()
+    assert len(store.rows(cut, "train")) == 100

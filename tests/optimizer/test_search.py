@@ -1,10 +1,13 @@
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import optuna
 import pytest
@@ -16,14 +19,14 @@ from partopt.attackers.features import FeatureStore
 from partopt.attackers.linear import Linear
 from partopt.attackers.panel import make
 from partopt.datasets import Split, load_images
-from partopt.errors import AttackError, ConfigError, UsageError
+from partopt.errors import AttackError, ConfigError, StorageError, UsageError
 from partopt.optimizer import search as search_module
 from partopt.optimizer.budgets import BUDGETS, evidence_of, pick
 from partopt.optimizer.find import find
 from partopt.optimizer.floor import floor_of
 from partopt.optimizer.rule import judge
 from partopt.optimizer.search import Search
-from partopt.optimizer.storage import fail_orphans, open_storage, owner
+from partopt.optimizer.storage import CLAIM, fail_orphans, finished, open_storage, owner
 from partopt.profilers.base import CutLatency, Figure
 
 SETTINGS = {
@@ -424,6 +427,231 @@ def test_resuming_after_kill(tmp_path):
     assert word == "search"
     assert int(reused) >= 3
     assert int(ran) + int(reused) <= 8
+
+
+def claim_of(storage, search, job, who, name="another"):
+    """A trial for `job` that another process runs, in a study of its own."""
+    study = optuna.create_study(storage=storage, study_name=name)
+    trial = study.ask()
+    key = search.key(search.cuts[job[0]], search.panel[job[1]])
+    trial.set_user_attr("owner", who)
+    trial.set_user_attr(CLAIM, key)
+    return study, trial, key
+
+
+def sleeper():
+    process = subprocess.Popen(["sleep", "100"])
+    start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return process, {**owner(), "pid": process.pid, "start": start}
+
+
+LINEAR = {"linear": SETTINGS["linear"]}
+
+
+def test_what_another_process_is_at_is_waited_for_and_taken(arena, tmp_path):
+    alone = arena(optuna.storages.InMemoryStorage(), settings=LINEAR, last=1)
+    alone.run()
+    memory, told = alone.storage, []
+    done = optuna.load_study(study_name=alone.outcome.study, storage=memory).trials[0]
+    storage, _ = open_storage(str(tmp_path / "s.journal"))
+    process, who = sleeper()
+
+    def progress(what, share):
+        if "waiting for process" in what and not told:
+            told.append(what)
+            for name, value in done.user_attrs.items():
+                if name not in ("owner", CLAIM):
+                    trial.set_user_attr(name, value)
+            study.tell(trial, 1.0)
+
+    search = arena(storage, settings=LINEAR, last=1, on_progress=progress)
+    study, trial, _ = claim_of(storage, search, (0, "linear"), who)
+    outcome = search.run()
+    process.kill()
+    process.wait()
+    assert told == [f"waiting for process {process.pid}: linear on {search.names[0]}"]
+    assert (outcome.run, outcome.reused) == (0, 1)
+    assert outcome.evidence == alone.outcome.evidence
+
+
+@pytest.mark.parametrize("end", ["dies", "fails"])
+def test_what_another_process_leaves_undone_is_done_here(arena, tmp_path, end):
+    storage, _ = open_storage(str(tmp_path / "s.journal"))
+    process, who = sleeper()
+
+    def progress(what, share):
+        if "waiting for process" in what:
+            if end == "dies":
+                process.kill()
+                process.wait()
+            elif trial.study.trials[0].state == optuna.trial.TrialState.RUNNING:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    search = arena(storage, settings=LINEAR, last=1, on_progress=progress)
+    study, trial, _ = claim_of(storage, search, (0, "linear"), who)
+    outcome = search.run()
+    process.kill()
+    process.wait()
+    assert (outcome.run, outcome.reused) == (1, 0)
+    assert outcome.attacks[0, "linear"].outcome == "full budget"
+
+
+def test_nobody_waits_for_a_machine_that_cannot_be_seen(arena, tmp_path):
+    storage, _ = open_storage(str(tmp_path / "s.journal"))
+    search = arena(storage, settings=LINEAR, last=2)
+    claim_of(storage, search, (1, "linear"), {**owner(), "host": "another"})
+    outcome = search.run()
+    assert outcome.run == 2
+    assert list(outcome.attacks) == [(0, "linear"), (1, "linear")], "the other job first"
+
+
+def test_a_stored_result_that_is_not_whole_is_no_evidence(arena, tmp_path):
+    storage, _ = open_storage(str(tmp_path / "s.journal"))
+    first = arena(storage, settings=LINEAR, last=1)
+    first.run()
+    key = first.key(first.cuts[0], first.panel["linear"])
+    done = finished(storage, [key])[key]
+    damages = [
+        {"ssim_per_image": [0.0]}, {"ssim_per_image": [float("nan")] * 24}, {"complete": "yes"},
+        {"ssim_per_image": [7.0] * 24}, {"ssim_per_image": "x"}, {"settings": None},
+    ]  # fmt: skip
+    for i, damage in enumerate(damages):
+        search = arena(storage, settings=LINEAR, last=1)
+        study, trial, _ = claim_of(storage, search, (0, "linear"), owner(), name=str(i))
+        for name, value in {**done.user_attrs, **damage}.items():
+            trial.set_user_attr(name, value)
+        study.tell(trial, 1.0)
+        search._reuse()
+        assert not search.outcome.evidence, damage
+    outcome = search.run()
+    assert (outcome.run, outcome.reused) == (1, 0)
+    assert outcome.evidence == first.outcome.evidence
+
+
+def test_a_full_disk_ends_the_search_and_room_lets_it_go_on(arena, tmp_path, monkeypatch):
+    path = str(tmp_path / "s.journal")
+    whole = arena(open_storage(path)[0], settings=LINEAR, last=3).run()
+    (tmp_path / "s.journal").unlink()
+    write, room = os.write, [9000]
+
+    def full(handle, data):
+        room[0] -= len(data)
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StorageError, match="make room there and run the same command again"):
+        arena(open_storage(path)[0], settings=LINEAR, last=3).run()
+    monkeypatch.undo()
+    outcome = arena(open_storage(path)[0], settings=LINEAR, last=3).run()
+    assert outcome.run + outcome.reused == 3
+    assert outcome.reused > 0
+    assert outcome.evidence == whole.evidence
+
+
+TOGETHER = """
+    import json, sys, time
+    from pathlib import Path
+    import torch
+    from torch import nn
+    from partopt.attackers.features import FeatureStore
+    from partopt.attackers.panel import make
+    from partopt.datasets import Split, load_images
+    from partopt.models import LoadedModel
+    from partopt.optimizer.floor import floor_of
+    from partopt.optimizer.rule import judge
+    from partopt.optimizer.search import Search
+    from partopt.optimizer.storage import open_storage
+    from partopt.preprocessing import Preprocessing
+    from partopt.profilers.base import CutLatency, Figure
+
+    number, attackers, most, gate, journal = sys.argv[1:]
+    torch.manual_seed(1)
+    steps = [nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh()]
+    for _ in range(2):
+        steps += [nn.Conv2d(8, 8, 3, 2, 1), nn.Tanh()]
+    net = nn.Sequential(*steps, nn.Flatten(), nn.Linear(128, 3)).eval()
+    loaded = LoadedModel("tests:net", net, Preprocessing(32, 36, (0.5,) * 3, (0.5,) * 3), "r", "0")
+    graph = loaded.trace()
+    cuts = graph.cuts("all")[1:4]
+    images = load_images(None, loaded.preprocessing, Split(48, 12, 12))
+    settings = {"linear": {"max_cells": 4000},
+        "decoder": {"epochs": 2, "width": 8, "narrowest": 8, "blocks": 1, "patience": 0}}
+    store = FeatureStore(Path(gate) / "f", graph, loaded.preprocessing, images, "w",
+        budget_bytes=int(most))
+    floor = floor_of(images, 32, 0)
+    same = CutLatency(*[Figure(1.0, 0.0, "measured", "native")] * 4)
+    (Path(gate) / f"ready{number}").touch()
+    while not (Path(gate) / "go").exists():
+        time.sleep(0.01)
+    search = Search(cuts, [same] * len(cuts), store,
+        {n: make(n, settings[n]) for n in attackers.split(",")}, floor, threshold=0.9,
+        scale="corrected", resolution=32, storage=open_storage(journal)[0], exhaustive=True)
+    outcome = search.run()
+    found = judge(search.names, search.plan.panel, outcome.evidence, 0.9)
+    print(json.dumps([[v.status for v in found],
+        {f"{i} {n}": round(e.score.value, 4) for (i, n), e in sorted(outcome.evidence.items())},
+        outcome.run]))
+"""
+
+
+def together(tmp_path, panels, most=1 << 30):
+    """Searches of processes that begin at the same moment, on one cache and one journal."""
+    folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+    folder.mkdir()
+    env = {**os.environ, "PARTOPT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    script = textwrap.dedent(TOGETHER)
+    journal = str(folder / "s.journal")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", script, str(i), panel, str(most), str(folder),
+             journal],
+            env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i, panel in enumerate(panels)
+    ]  # fmt: skip
+    while len(list(folder.glob("ready*"))) < len(panels):
+        assert all(p.poll() is None for p in running), running[0].stderr.read()
+        time.sleep(0.02)
+    (folder / "go").touch()
+    found = []
+    for process in running:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        found.append(json.loads(out))
+    return found
+
+
+def alone(panel, tmp_path, monkeypatch, capsys):
+    """The same search, in this process."""
+    folder = tmp_path / f"alone-{panel}"
+    folder.mkdir()
+    (folder / "go").touch()
+    arguments = ["-", "0", panel, str(1 << 30), str(folder), str(folder / "s.journal")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    capsys.readouterr()
+    exec(textwrap.dedent(TOGETHER), {})
+    return json.loads(capsys.readouterr().out)
+
+
+def test_two_runs_at_once_give_the_answer_of_one(tmp_path, monkeypatch, capsys):
+    """Equal ones, with so little room for features that each wants to evict the other's."""
+    one = alone("linear,decoder", tmp_path, monkeypatch, capsys)
+    assert one[2] == 6
+    two = together(tmp_path, ["linear,decoder"] * 2, most=120_000)
+    assert [t[:2] for t in two] == [one[:2]] * 2
+    assert sum(t[2] for t in two) == 6, "what one does the other takes"
+
+
+@pytest.mark.slow
+def test_four_unequal_runs_at_once_give_the_answers_they_give_alone(tmp_path, monkeypatch, capsys):
+    panels = ["linear,decoder", "linear", "decoder", "linear,decoder"]
+    one = {panel: alone(panel, tmp_path, monkeypatch, capsys) for panel in set(panels)}
+    four = together(tmp_path, panels, most=120_000)
+    for panel, found in zip(panels, four, strict=True):
+        assert found[:2] == one[panel][:2]
+    assert sum(found[2] for found in four) == 6
 
 
 def test_find_end_to_end(tiny_loaded, small):
