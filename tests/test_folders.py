@@ -48,9 +48,12 @@ def test_circles_and_second_ways_count_once(store):
     (store / "self").symlink_to(".")
     (store / "everything").symlink_to("/")
     (store / "0.png").symlink_to(store / "cats" / "0.png")
+    (store / "dogs" / "zz.png").symlink_to(store / "cats" / "0.png")
+    (store / "cats" / "zz.png").symlink_to(store / "dogs" / "1.png")
     found = names(store)
     assert len(found) == 12
     assert all(n.startswith(("cats/", "dogs/")) and "up" not in n for n in found)
+    assert not any("zz" in n for n in found), "a file is known by its own place"
     assert load_images(store, P, SPLIT, minimum=4).skipped == []
 
 
