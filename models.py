@@ -25,9 +25,10 @@ from torch import nn
 from . import tracing
 from ._torchvision import models as tv
 from .errors import TraceError, UsageError, WeightsError, nearest
-from .graph import LayerGraph, build, trace
+from .graph import LayerGraph, by_export, trace
 from .hashing import hash_state
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, from_torchvision
+from .reference import look
 
 DOWNLOAD_TIMEOUT_S = 20.0
 _NO_UNPICKLING = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load at every call
@@ -87,14 +88,14 @@ class LoadedModel:
                 f"`model` {self.spec} takes {len(args)} inputs; partopt attacks models of one "
                 "image tensor of shape (N, 3, H, W)"
             )
-        module, names = tracing.from_program(self.program)
         name = Path(self.spec).stem
         try:
-            example = args[0][:1]
-            return build(module, names, (example,), name, "torch.export")
-        except Exception:
-            module, names = tracing.from_program(self.program)
-            return build(module, names, (args[0],), name, "torch.export")
+            example = (args[0][:1],)
+            reference = look(self.module, example)
+        except TraceError:
+            example = (args[0],)
+            reference = look(self.module, example)
+        return by_export(tracing.Exported(self.program), example, name, reference)
 
 
 def load_model(
