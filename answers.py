@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 
 def leaves(answer: Any) -> list[tuple[str, Any]]:
@@ -24,14 +23,29 @@ def tensors(answer: Any) -> list[torch.Tensor]:
     return [v for _, v in leaves(answer) if isinstance(v, torch.Tensor)]
 
 
-def _walk(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    parts: Iterator[tuple[Any, Any]] | None = None
+def plain(answer: Any) -> Any:
+    """`answer` with dictionaries, lists and tuples alone for containers."""
+    parts = _parts(answer)
+    if parts is None:
+        return answer
+    if isinstance(answer, (tuple, list)):
+        kind = list if isinstance(answer, list) else tuple
+        return kind(plain(part) for _, part in parts)
+    return {key: plain(part) for key, part in parts}
+
+
+def _parts(value: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(value, Mapping):
-        parts = iter(value.items())
-    elif isinstance(value, (tuple, list)):
-        parts = iter(enumerate(value))
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return list(value.items())
+    if isinstance(value, (tuple, list)):
+        return list(enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    return None
+
+
+def _walk(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    parts = _parts(value)
     if parts is None:
         yield place, value
         return
@@ -42,9 +56,10 @@ def _walk(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 def is_packing(node: fx.Node) -> bool:
     """Whether `node` only puts other values into a container."""
     return node.op == "call_function" and (
-        node.target is pytree.tree_unflatten
-        or (isinstance(node.target, type) and dataclasses.is_dataclass(node.target))
-        or (isinstance(node.target, type) and issubclass(node.target, (dict, list, tuple)))
+        isinstance(node.target, type)
+        and (
+            dataclasses.is_dataclass(node.target) or issubclass(node.target, (dict, list, tuple))
+        )
     )
 
 
@@ -56,12 +71,10 @@ def answer_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 def _nodes(value: Any) -> Iterator[fx.Node]:
     if isinstance(value, fx.Node):
-        if not is_packing(value):
-            yield value
-        elif value.target is pytree.tree_unflatten:
-            yield from _nodes(value.args[0])
-        else:
+        if is_packing(value):
             yield from _nodes((value.args, value.kwargs))
+        else:
+            yield value
     elif isinstance(value, Mapping):
         for part in value.values():
             yield from _nodes(part)

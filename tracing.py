@@ -24,6 +24,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from ._torchvision import NodePathTracer
+from .answers import plain
 from .errors import TraceError, UsageError, nearest
 from .inplace import OPERATORS
 from .naming import Call, Claim, Names
@@ -221,7 +222,7 @@ def exported(model: nn.Module, example: tuple[torch.Tensor, ...], request: Reque
         whole, prefix = _Given(model, request.concrete_args), "model."
     for dynamic in (True, False):
         try:
-            with _quiet():
+            with _quiet(), torch.no_grad():
                 program = _export(whole, example, dynamic)
             return Exported(program, tuple(module_paths(model)), prefix)
         except Exception as caught:
@@ -307,19 +308,17 @@ def from_program(made: Exported, functional: bool = False) -> Traced:
 
 
 def _unwrap_pytree(module: fx.GraphModule) -> None:
-    """Replace export's input/output codegen by explicit nodes, so that the graph can be cut."""
+    """Replace export's codegen by a plain graph, so that it can be cut; answers as plain containers.
+
+    A specification of containers (a Hugging Face model's output class) cannot be an argument of a
+    node: it has no form as source code.
+    """
     codegen = module.graph._codegen
     info = getattr(codegen, "pytree_info", None)
     module.graph.set_codegen(fx.graph.CodeGen())
     if info is not None and info.out_spec is not None:
         output = next(n for n in module.graph.nodes if n.op == "output")
-        results = list(output.args[0])
-        if info.out_spec.is_leaf():
-            output.args = (results[0],)
-        else:
-            with module.graph.inserting_before(output):
-                packed = module.graph.call_function(pytree.tree_unflatten, (results, info.out_spec))
-            output.args = (packed,)
+        output.args = (plain(pytree.tree_unflatten(list(output.args[0]), info.out_spec)),)
     module.recompile()
 
 
