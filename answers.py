@@ -57,9 +57,7 @@ def is_packing(node: fx.Node) -> bool:
     """Whether `node` only puts other values into a container."""
     return node.op == "call_function" and (
         isinstance(node.target, type)
-        and (
-            dataclasses.is_dataclass(node.target) or issubclass(node.target, (dict, list, tuple))
-        )
+        and (dataclasses.is_dataclass(node.target) or issubclass(node.target, (dict, list, tuple)))
     )
 
 

@@ -20,8 +20,10 @@ from .console import AsJson, Debug, Shown, err, numbers, out, show
 from .options import (
     Accelerator,
     Budget,
+    ConcreteArgs,
     Data,
     InputSize,
+    LeafModules,
     OneCut,
     Resolution,
     Seed,
@@ -145,6 +147,8 @@ def find(
     input_size: Annotated[
         int | None, typer.Option(help="Side of the model's input, pixels")
     ] = None,
+    concrete_args: ConcreteArgs = None,
+    leaf_modules: LeafModules = None,
     feature_cache: Annotated[float, typer.Option(help="Disk for feature maps, GiB")] = 8.0,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Split config to write; default: MODEL.split.json")
@@ -155,6 +159,7 @@ def find(
     """Find the fastest cut that no attacker inverts, and write its split config."""
     from .optimizer.find import find as run
     from .settings import for_find
+    from .traceargs import Tracing
 
     given = {
         "ssim": ssim,
@@ -188,6 +193,7 @@ def find(
             workers=workers,
             strict=strict,
             trust_model=trust_model,
+            tracing=Tracing.parse(concrete_args, leaf_modules),
             feature_cache_gib=feature_cache,
             command=shlex.join(["partopt", *sys.argv[1:]]),
             watcher=shown,
@@ -225,6 +231,8 @@ def cuts(
     trust_model: Annotated[
         bool, typer.Option("--trust-model", help="Allow a .pt2 file, whose loader may run code")
     ] = False,
+    concrete_args: ConcreteArgs = None,
+    leaf_modules: LeafModules = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -233,8 +241,15 @@ def cuts(
 
     from .models import load_model
     from .reporting.table import render_graph
+    from .traceargs import Tracing
 
-    loaded = load_model(model, weights="none", trust_model=trust_model, input_size=input_size)
+    loaded = load_model(
+        model,
+        weights="none",
+        trust_model=trust_model,
+        input_size=input_size,
+        tracing=Tracing.parse(concrete_args, leaf_modules),
+    )
     graph = loaded.trace()
     listed = graph.cuts(_kind_of_cuts(kind), max_cuts=max_cuts, depth=depth)
     if as_json:
@@ -244,9 +259,16 @@ def cuts(
         err.print(
             f"{len(listed)} cuts of {model}, traced by {graph.source}: {graph.flops / 1e9:.2f} "
             f"GFLOP, {graph.param_bytes / 1e6:.1f} MB of parameters at input "
-            f"{'x'.join(map(str, graph.inputs[0].shape))}",
+            f"{'x'.join(map(str, graph.inputs[0].shape))}; {graph.likeness}",
             highlight=False,
         )
+        remarks: dict[str, list[str]] = {}
+        for cut in listed:
+            for remark in cut.remarks:
+                remarks.setdefault(remark, []).append(cut.name)
+        for remark, names in remarks.items():
+            text = f"! at {', '.join(names)}: {remark}"
+            err.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -277,6 +299,8 @@ def attack(
     mean: Three = None,
     std: Three = None,
     input_size: InputSize = None,
+    concrete_args: ConcreteArgs = None,
+    leaf_modules: LeafModules = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -284,6 +308,7 @@ def attack(
     from .errors import UsageError
     from .optimizer.single import attack_cut
     from .reporting.attacked import as_dict, table
+    from .traceargs import Tracing
 
     if show_folder is not None and images_out is None:
         raise UsageError(f"`show` got {str(show_folder)!r}, which needs --images-out; add it")
@@ -303,6 +328,7 @@ def attack(
             mean=numbers("mean", mean),
             std=numbers("std", std),
             input_size=input_size,
+            tracing=Tracing.parse(concrete_args, leaf_modules),
             show=show_folder,
             watcher=shown,
         )

@@ -54,7 +54,9 @@ class _Recorder(fx.Interpreter):
     def _version(self, n: fx.Node) -> tuple[int, ...]:
         """Grows with every operation that writes to a tensor of `n`."""
         found = pytree.tree_leaves(self.env[n])
-        return tuple(t._version for t in found if isinstance(t, torch.Tensor) and not t.is_inference())
+        return tuple(
+            t._version for t in found if isinstance(t, torch.Tensor) and not t.is_inference()
+        )
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from . import figures, tracing
 from .answers import answer_nodes
 from .errors import TraceError, UsageError
 from .fidelity import compare
-from .inplace import make_out_of_place
+from .hashing import hash_json
+from .inplace import make_out_of_place, set_submodule
 from .nodes import Cut, Node, TensorSpec
 from .reference import Reference, look, untouched
 from .sizes import Recipe, find_sizes, inline, recipe
@@ -29,9 +30,12 @@ _LOSSLESS_MODULES = {
     "Identity", "Permute", "StochasticDepth", "Unflatten",
 }  # fmt: skip
 _LOSSLESS_CALLS = {
-    "clone", "contiguous", "detach", "dropout", "flatten", "permute", "reshape", "squeeze",
-    "stochastic_depth", "t", "transpose", "unflatten", "unsqueeze", "view",
+    "_unsafe_view", "alias", "clone", "contiguous", "detach", "dropout", "flatten", "moveaxis",
+    "movedim", "permute", "reshape", "squeeze", "stochastic_depth", "swapaxes", "swapdims", "t",
+    "transpose", "unflatten", "unsqueeze", "view", "view_as",
 }  # fmt: skip
+# Lossless where the dtype stays.
+_CASTS = {"_to_copy", "cpu", "float", "to", "type", "type_as"}
 
 
 @dataclass
@@ -76,6 +80,20 @@ class LayerGraph:
     def peak_activation_bytes(self) -> int:
         """Largest sum of live activations over the whole run."""
         return max(n.live_bytes for n in self.nodes)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the nodes, operations and shapes; weights are not part of it."""
+        return hash_json(
+            [[n.name, n.op, n.inputs, n.spec.shape if n.spec else None] for n in self.nodes]
+        )
+
+    @property
+    def likeness(self) -> str:
+        """How well the graph does what the model does, in a phrase."""
+        if not self.difference:
+            return "the graph gives the model's answers bit for bit"
+        return f"the graph is the model up to rounding ({self.difference:.1e} of what values vary)"
 
     @property
     def answers(self) -> list[fx.Node]:
@@ -163,7 +181,9 @@ class LayerGraph:
 
     def _shared(self) -> dict[str, tuple[int, int]]:
         """Parameters that several nodes read, with the first and the last of these."""
-        names = {id(t): n for n, t in self.module.named_parameters(remove_duplicate=False)}
+        names: dict[int, str] = {}
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), name)
         readers: dict[int, list[int]] = {}
         owner: dict[int, str] = {}
         held: dict[int, set[int]] = {}
@@ -235,7 +255,9 @@ def trace(
     if any(modes.values()):
         # Leaf modules are the model's own, and would go back to train mode with it.
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        graph.module = copy.deepcopy(graph.module, shared).eval()
+        for path in {str(n.target) for n in graph.module.graph.nodes if n.op == "call_module"}:
+            own = copy.deepcopy(graph.module.get_submodule(path), dict(shared))
+            set_submodule(graph.module, path, own.eval())
     return graph
 
 
@@ -275,9 +297,7 @@ def by_export(
     failed: list[str] = []
     for functional in (False, True):
         try:
-            return verified(
-                build(tracing.from_program(made, functional), example, name), reference
-            )
+            return verified(build(tracing.from_program(made, functional), example, name), reference)
         except MemoryError:
             raise
         except Exception as error:
@@ -305,7 +325,9 @@ def verified(graph: LayerGraph, reference: Reference) -> LayerGraph:
     raise TraceError(f"gives another network, which {found}")
 
 
-def build(traced: tracing.Traced, example: tuple[torch.Tensor, ...], model_class: str) -> LayerGraph:
+def build(
+    traced: tracing.Traced, example: tuple[torch.Tensor, ...], model_class: str
+) -> LayerGraph:
     """Clean a traced graph, measure its nodes and wrap it up.
 
     Raises:
@@ -396,7 +418,7 @@ def _nodes(
                 flops=seen[n.name].flops,
                 live_bytes=live[i],
                 from_input=from_input,
-                lossless=from_input and _is_lossless(n, op),
+                lossless=from_input and (_is_lossless(n, op) or _is_idle_cast(n, op, seen)),
                 is_layer=op in _LAYERS,
                 calls=tuple(n.meta.get("calls", ())),
             )
@@ -417,6 +439,13 @@ def _is_lossless(node: fx.Node, op: str) -> bool:
     if node.op == "call_module":
         return op in _LOSSLESS_MODULES
     return node.op in ("call_function", "call_method") and op in _LOSSLESS_CALLS
+
+
+def _is_idle_cast(node: fx.Node, op: str, seen: Mapping[str, figures.NodeFigures]) -> bool:
+    if op not in _CASTS or not node.all_input_nodes:
+        return False
+    before, after = seen[node.all_input_nodes[0].name].value, seen[node.name].value
+    return isinstance(before, torch.Tensor) and getattr(after, "dtype", None) == before.dtype
 
 
 def read_by(module: fx.GraphModule, node: fx.Node) -> list[torch.Tensor]:

@@ -142,7 +142,7 @@ def _turn(module: fx.GraphModule, node: fx.Node, replaced: dict[str, nn.Module])
             return path in replaced
         new = copy.copy(leaf)
         new.inplace = False  # type: ignore[assignment]
-        _set_submodule(module, path, new)
+        set_submodule(module, path, new)
         replaced[path] = new
         return True
     if node.op == "call_function":
@@ -175,7 +175,7 @@ def _turn_aten(node: fx.Node) -> bool:
     raise TraceError(f"the mutating operator `{schema.name}` has no out-of-place form")
 
 
-def _set_submodule(module: nn.Module, path: str, new: nn.Module) -> None:
+def set_submodule(module: nn.Module, path: str, new: nn.Module) -> None:
     """Put `new` at `path`, copying the containers on the way so that the original keeps its own."""
     parent: nn.Module = module
     *way, last = path.split(".")

@@ -37,19 +37,21 @@ class Names:
 
     def of_module(self, path: str) -> str:
         """The name of one more call of the leaf module at `path`."""
-        return self._take(path, own=True)
+        if path not in self._used:
+            self._used.add(path)
+            return path
+        return self._take(path)
 
     def of_operation(self, module: str, fx_name: str) -> str:
         """The name of an operation in the module at path `module` ("" is the model)."""
         stem = re.sub(r"_[0-9]+$", "", fx_name)
-        return self._take(f"{module}.{stem}" if module else stem, own=False)
+        return self._take(f"{module}.{stem}" if module else stem)
 
-    def _take(self, base: str, own: bool) -> str:
+    def _take(self, base: str) -> str:
         while True:
             number = self._next[base]
             self._next[base] += 1
             name = f"{base}_{number}" if number else base
-            free = name not in self._paths or (own and number == 0)
-            if free and name not in self._used:
+            if name not in self._paths and name not in self._used:
                 self._used.add(name)
                 return name

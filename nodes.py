@@ -99,12 +99,10 @@ class Cut:
         if self.shared:
             more = f" and {len(self.shared) - 1} more" if len(self.shared) > 1 else ""
             found.append(
-                f"both sides of the cut after {self.name} read {self.shared[0]}{more}: a bundle "
-                "holds it sealed in the head and in the clear in the tail"
+                f"head and tail both read {self.shared[0]}{more}: a bundle holds it sealed in the "
+                "head and in the clear in the tail"
             )
         odd = [t for t in self.boundary if t.dtype.startswith("complex")]
         if odd:
-            found.append(
-                f"the cut after {self.name} cannot be exported: {odd[0].name} is {odd[0].dtype}"
-            )
+            found.append(f"cannot be exported: {odd[0].name} is {odd[0].dtype}")
         return found

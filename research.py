@@ -11,8 +11,10 @@ from .console import AsJson, Debug, Shown, err, integers, numbers, show
 from .options import (
     Accelerator,
     Budget,
+    ConcreteArgs,
     Data,
     InputSize,
+    LeafModules,
     OneCut,
     Resolution,
     Seed,
@@ -167,6 +169,8 @@ def strength(
     mean: Three = None,
     std: Three = None,
     input_size: InputSize = None,
+    concrete_args: ConcreteArgs = None,
+    leaf_modules: LeafModules = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -176,6 +180,7 @@ def strength(
 
     from .optimizer.strength import strength as run
     from .reporting import strengths
+    from .traceargs import Tracing
 
     with Shown() as shown:
         found = run(
@@ -195,6 +200,7 @@ def strength(
             mean=numbers("mean", mean),
             std=numbers("std", std),
             input_size=input_size,
+            tracing=Tracing.parse(concrete_args, leaf_modules),
             watcher=shown,
         )
     if chart is not None:

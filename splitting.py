@@ -10,7 +10,7 @@ from torch import fx
 from .answers import is_packing
 from .errors import CutError
 from .graph import LayerGraph
-from .nodes import Cut
+from .nodes import Cut, Node
 from .sizes import remake
 
 Map = dict[fx.Node, fx.Node]
@@ -23,8 +23,9 @@ def split(
 
     ``head(*inputs)`` returns a tuple of boundary tensors in the order of ``cut.boundary``;
     ``tail(*head(*inputs))`` equals the graph's answer bit for bit on CPU in eval mode, packed as
-    the model packs it. With `flat` it is a tuple of the answer's tensors alone. Each side holds
-    only the parameters it reads. Neither writes to its inputs.
+    the model packs it. With `flat` it is a tuple of the answer's tensors alone, single numbers
+    as tensors of shape (1,). Each side holds only the parameters it reads. Neither writes to its
+    inputs.
 
     Raises:
         CutError: The graph cannot be parted there.
@@ -123,9 +124,7 @@ def _head(graph: LayerGraph, boundary: Sequence[fx.Node]) -> fx.GraphModule:
     return _module(graph, new, "Head")
 
 
-def _tail(
-    graph: LayerGraph, cut: Cut, boundary: Sequence[fx.Node], flat: bool
-) -> fx.GraphModule:
+def _tail(graph: LayerGraph, cut: Cut, boundary: Sequence[fx.Node], flat: bool) -> fx.GraphModule:
     new = fx.Graph()
     seen: dict[fx.Node, Any] = {node: new.placeholder(node.name) for node in boundary}
     crossing = list(seen.values())
@@ -156,7 +155,14 @@ def _tail(
         if node.op != "output":
             fetch(node)
         elif flat:
-            new.output(tuple(fetch(n) for n in graph.answers))
+            new.output(tuple(_one(new, fetch(n), graph.nodes[order[n]]) for n in graph.answers))
         else:
             new.output(fx.node.map_arg(node.args[0], fetch))
     return _module(graph, new, "Tail")
+
+
+def _one(new: fx.Graph, value: fx.Node, node: Node) -> fx.Node:
+    """A single number as a tensor of one dimension, which a bundle can return."""
+    if node.spec is not None and node.spec.shape == ():
+        return new.call_method("reshape", (value, 1))
+    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .config import SplitConfig
 from .errors import ConfigError
 from .models import LoadedModel, load_model
+from .traceargs import Tracing
 
 
 def load_stored(
@@ -42,4 +43,5 @@ def load_stored(
         std=p.std,
         input_size=p.input_size,
         seed=config.seed,
+        tracing=Tracing(stored.concrete_args, tuple(stored.leaf_modules)),
     )

@@ -132,7 +132,10 @@ class _Tracer(NodePathTracer):
         self.failed_module: str | None = None
         self._model = model
         self._inputs = inputs
-        self._names = Names(module_paths(model))
+        self._first = module_paths(model)
+        self._names = Names(self._first)
+        self._asked: dict[int, list[str]] = {}
+        self._called_as: dict[int, str] = {}
         self._age = 0
         self._called: Counter[str] = Counter()
         self._within: list[Call] = []
@@ -145,8 +148,21 @@ class _Tracer(NodePathTracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        """Note by which of its names a module is asked for; the innermost call is made first."""
+        if isinstance(attr_val, nn.Module):
+            self._asked.setdefault(id(attr_val), []).append(attr)
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        """The path that the model's code calls the module by, where it has several."""
+        first = super().path_of_module(mod)
+        name = self._called_as.get(id(mod))
+        paths = [p for p, f in self._first.items() if f == first and p.split(".")[-1] == name]
+        return paths[0] if len(paths) == 1 else first
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
+        node: fx.Node = super().create_node(*args, **kwargs)
         self._age += 1
         node.meta["at"] = self._age
         node.meta["calls"] = tuple(self._within)
@@ -156,10 +172,14 @@ class _Tracer(NodePathTracer):
         """Trace one module; on failure note its path before re-raising."""
         if m is self._model:
             return forward(*args, **kwargs)
+        asked = self._asked.get(id(m))
+        self._called_as[id(m)] = asked.pop() if asked else ""
         path = self.path_of_module(m)
-        call = (path, self._called[path])
-        self._called[path] += 1
-        self._within.append(call)
+        within = len(self._within)
+        for known_as in dict.fromkeys((self._first[path], path)):
+            self._within.append((known_as, self._called[known_as]))
+            self._called[known_as] += 1
+        call = self._within[within]
         try:
             value = super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -167,7 +187,7 @@ class _Tracer(NodePathTracer):
                 self.failed_module = path
             raise
         finally:
-            self._within.pop()
+            del self._within[within:]
         if isinstance(value, fx.Proxy):
             value.node.meta.setdefault("claims", []).append(Claim(*call, self._age))
         return value
@@ -250,10 +270,13 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     try:
         sink = io.StringIO()
-        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
+        with (
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 
@@ -295,20 +318,21 @@ def from_program(made: Exported, functional: bool = False) -> Traced:
     if functional:
         with _quiet():
             program = program.run_decompositions({})
-    module = program.module(check_guards=False)
+    with _quiet():
+        module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     for node in reversed(list(module.graph.nodes)):
         # What is written back to inputs and buffers once the answer is known.
-        if node.target is torch.ops.aten.copy_.default and not node.users:
-            if node.args[0].op in ("placeholder", "get_attr"):
-                module.graph.erase_node(node)
+        written_back = node.target is torch.ops.aten.copy_.default and not node.users
+        if written_back and node.args[0].op in ("placeholder", "get_attr"):
+            module.graph.erase_node(node)
     _unwrap_pytree(module)
     names = _export_names(module, made.paths, made.prefix)
     return Traced(module, names, "torch.export")
 
 
 def _unwrap_pytree(module: fx.GraphModule) -> None:
-    """Replace export's codegen by a plain graph, so that it can be cut; answers as plain containers.
+    """Replace export's codegen by a plain graph that can be cut, answers in plain containers.
 
     A specification of containers (a Hugging Face model's output class) cannot be an argument of a
     node: it has no form as source code.

@@ -14,7 +14,6 @@ from ..attackers.base import RISING, Attacker
 from ..attackers.scoring import PROTOCOL
 from ..datasets import ImageSet
 from ..graph import Cut, LayerGraph
-from ..hashing import hash_json
 from ..models import LoadedModel
 from ..profilers.base import CutLatency, Figure, Profile, Verification
 from .budgets import Budget, evidence_of
@@ -179,6 +178,7 @@ def build_config(
         warnings=[
             *_published(protocol, images, budget, panel),
             *_warnings(model, images, timing, budget, privacy.evidence, rows, chosen, panel),
+            *(_traced(graph, None if chosen is None else cuts[chosen])),
         ],
         command=command,
     )
@@ -195,6 +195,8 @@ def _model_info(model: LoadedModel, graph: LayerGraph) -> c.ModelInfo:
         traced_by=graph.source,
         input_shape=list(graph.inputs[0].shape),
         input_dtype=graph.inputs[0].dtype,
+        concrete_args=model.arguments,
+        leaf_modules=list(model.tracing.leaf_modules),
         preprocessing=c.PreprocessingInfo(
             input_size=p.input_size,
             resize=p.resize,
@@ -208,9 +210,18 @@ def _model_info(model: LoadedModel, graph: LayerGraph) -> c.ModelInfo:
 
 def graph_hash(graph: LayerGraph) -> str:
     """SHA-256 of the graph's nodes, operations and shapes; weights are not part of it."""
-    return hash_json(
-        [[n.name, n.op, n.inputs, n.spec.shape if n.spec else None] for n in graph.nodes]
-    )
+    return graph.digest
+
+
+def _traced(graph: LayerGraph, cut: Cut | None) -> list[str]:
+    """What must be said of the graph and the chosen cut."""
+    found = [] if cut is None else [f"cut after {cut.name}: {r}" for r in cut.remarks]
+    if graph.difference:
+        found.append(
+            f"the traced graph differs from the model by rounding: {graph.difference:.1e} of what "
+            "values vary by from input to input"
+        )
+    return found
 
 
 def _published(
