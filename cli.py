@@ -33,8 +33,10 @@ from .console import (
 from .options import (
     Accelerator,
     Budget,
+    ConcreteArgs,
     Data,
     InputSize,
+    LeafModules,
     OneCut,
     Resolution,
     Seed,
@@ -165,6 +167,8 @@ def find(
     input_size: Annotated[
         int | None, typer.Option(help="Side of the model's input, pixels")
     ] = None,
+    concrete_args: ConcreteArgs = None,
+    leaf_modules: LeafModules = None,
     feature_cache: Annotated[float, typer.Option(help="Disk for feature maps, GiB")] = 8.0,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Split config to write; default: MODEL.split.json")
@@ -178,6 +182,7 @@ def find(
     from .optimizer.find import find as run
     from .outputs import writable
     from .settings import for_find
+    from .traceargs import Tracing
 
     target = writable(out_file or Path(f"{short_name(model)}.split.json"), "out")
     given = {
@@ -212,6 +217,7 @@ def find(
             workers=workers,
             strict=strict,
             trust_model=trust_model,
+            tracing=Tracing.parse(concrete_args, leaf_modules),
             feature_cache_gib=feature_cache,
             command=shlex.join(["partopt", *sys.argv[1:]]),
             watcher=shown,
@@ -251,6 +257,8 @@ def cuts(
     trust_model: Annotated[
         bool, typer.Option("--trust-model", help="Allow a .pt2 file, whose loader may run code")
     ] = False,
+    concrete_args: ConcreteArgs = None,
+    leaf_modules: LeafModules = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -260,10 +268,17 @@ def cuts(
     from .arguments import whole
     from .models import load_model
     from .reporting.table import render_graph
+    from .traceargs import Tracing
 
     whole("max_cuts", max_cuts, 1)
     whole("depth", depth, 1)
-    loaded = load_model(model, weights="none", trust_model=trust_model, input_size=input_size)
+    loaded = load_model(
+        model,
+        weights="none",
+        trust_model=trust_model,
+        input_size=input_size,
+        tracing=Tracing.parse(concrete_args, leaf_modules),
+    )
     graph = loaded.trace()
     listed = graph.cuts(_kind_of_cuts(kind), max_cuts=max_cuts, depth=depth)
     if as_json:
@@ -273,9 +288,16 @@ def cuts(
         err.print(
             f"{len(listed)} cuts of {model}, traced by {graph.source}: {graph.flops / 1e9:.2f} "
             f"GFLOP, {graph.param_bytes / 1e6:.1f} MB of parameters at input "
-            f"{'x'.join(map(str, graph.inputs[0].shape))}",
+            f"{'x'.join(map(str, graph.inputs[0].shape))}; {graph.likeness}",
             highlight=False,
         )
+        remarks: dict[str, list[str]] = {}
+        for cut in listed:
+            for remark in cut.remarks:
+                remarks.setdefault(remark, []).append(cut.name)
+        for remark, names in remarks.items():
+            text = f"! at {', '.join(names)}: {remark}"
+            err.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -306,6 +328,8 @@ def attack(
     mean: Three = None,
     std: Three = None,
     input_size: InputSize = None,
+    concrete_args: ConcreteArgs = None,
+    leaf_modules: LeafModules = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -315,6 +339,7 @@ def attack(
     from .optimizer.single import attack_cut
     from .outputs import writable
     from .reporting.attacked import as_dict, table
+    from .traceargs import Tracing
 
     if show_folder is not None and images_out is None:
         raise UsageError(f"`show` got {str(show_folder)!r}, which needs --images-out; add it")
@@ -336,6 +361,7 @@ def attack(
             mean=numbers("mean", mean),
             std=numbers("std", std),
             input_size=input_size,
+            tracing=Tracing.parse(concrete_args, leaf_modules),
             show=show_folder,
             watcher=shown,
         )

@@ -107,6 +107,8 @@ def export(
             f"head optimised by {', '.join(chosen.switches)}: {chosen.speedup:.2f}x, answers "
             f"within {chosen.difference:.1e} (tolerance {chosen.tolerance:.0e})"
         )
+    elif done.off:
+        tell(f"answers within {done.off:.1e} of the model's (share of what they vary by)")
     else:
         tell("answers are bit-identical to the model's")
     if bundle.mrenclave is not None:

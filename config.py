@@ -53,7 +53,7 @@ class PreprocessingInfo(_Strict):
 
 
 class ModelInfo(_Strict):
-    """Which model, which weights, which input."""
+    """Which model, which weights, which input, and how it was traced."""
 
     spec: str
     weights: str
@@ -64,6 +64,8 @@ class ModelInfo(_Strict):
     input_shape: list[int]
     input_dtype: str
     preprocessing: PreprocessingInfo
+    concrete_args: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    leaf_modules: list[str] = Field(default_factory=list)
 
 
 class Time(_Strict):

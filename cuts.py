@@ -7,7 +7,7 @@ values (parameters, position embeddings, sizes) belong to whichever side needs t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from .errors import CutError, UsageError, nearest
@@ -32,11 +32,16 @@ def lossless_root(nodes: Sequence[Node], index: int) -> int:
     return index
 
 
-def every_cut(nodes: Sequence[Node], portable: Callable[[int, tuple[int, ...]], bool]) -> list[Cut]:
+def every_cut(
+    nodes: Sequence[Node],
+    answers: Sequence[int],
+    portable: Callable[[int, tuple[int, ...]], bool],
+) -> list[Cut]:
     """List all cuts in execution order, those that expose the same information merged.
 
     Args:
         nodes: The graph's nodes; the last one is the output.
+        answers: Indices of the nodes whose tensors are returned.
         portable: Called with a cut's node and its boundary; False where a value that is not a
             tensor would have to cross and cannot be recomputed from the boundary's shapes.
 
@@ -46,7 +51,8 @@ def every_cut(nodes: Sequence[Node], portable: Callable[[int, tuple[int, ...]], 
     """
     last = last_reader(nodes)
     end = len(nodes) - 1
-    answer = {lossless_root(nodes, i) for i in nodes[end].inputs if nodes[i].from_input}
+    answer = {lossless_root(nodes, i) for i in answers if nodes[i].from_input}
+    done = max(answer, default=end)
     found: dict[frozenset[int], list[Cut]] = {}
     live: set[int] = set()
     flops = params = layers = peak = 0
@@ -62,7 +68,8 @@ def every_cut(nodes: Sequence[Node], portable: Callable[[int, tuple[int, ...]], 
             continue
         roots = frozenset(lossless_root(nodes, i) for i in boundary)
         bare_input = all(not nodes[i].inputs for i in roots)
-        if bare_input or roots <= answer or not portable(node.index, boundary):
+        finished = roots <= answer and node.index >= done
+        if bare_input or finished or not portable(node.index, boundary):
             continue
         cut = Cut(
             name=node.name,
@@ -126,23 +133,41 @@ def stage_cuts(nodes: Sequence[Node], cuts: Sequence[Cut], depth: int) -> list[C
     return [replace(picked[i], stage=True) for i in sorted(picked)]
 
 
-def find_named(nodes: Sequence[Node], cuts: Sequence[Cut], name: str) -> Cut:
+def find_named(
+    nodes: Sequence[Node], cuts: Sequence[Cut], name: str, also: Mapping[str, str] | None = None
+) -> Cut:
     """Return the cut called `name`: a node, an alias, or a module path (its last node).
 
+    Args:
+        nodes: The graph's nodes.
+        cuts: All its cuts.
+        name: As the user gave it.
+        also: Other paths of a module, with the path that its nodes are named by.
+
     Raises:
-        CutError: No such node, or the graph cannot be parted after it.
+        CutError: No such node, the graph cannot be parted after it, or a module that is called
+            several times.
     """
     by_name = {c.name: c for c in cuts} | {a: c for c in cuts for a in c.aliases}
     if name in by_name:
         return by_name[name]
-    inside = [n for n in nodes if (n.name + ".").startswith(name + ".")]
-    inside += [n for n in nodes if (n.module_path + ".").startswith(name + ".")]
+    known = {n.name for n in nodes}
+    path = name if name in known else _first_path(name, also or {})
+    calls = sorted({number for n in nodes for at, number in n.calls if at == path})
+    if len(calls) > 1 and name not in known:
+        ends = [max(n.index for n in nodes if (path, number) in n.calls) for number in calls]
+        raise CutError(
+            f"`cut` got {name!r}, a module that is called {len(calls)} times"
+            f"{'' if path == name else f' (the same as {path!r})'}; name one of its ends: "
+            f"{', '.join(nodes[i].name for i in ends)}"
+        )
+    inside = [n for n in nodes if any(_lies_in(at, path) for at, _ in n.calls)]
+    inside += [n for n in nodes if _lies_in(n.name, path) or _lies_in(n.module_path, path)]
     for node in sorted(inside, key=lambda n: -n.index):
         if node.name in by_name:
             return by_name[node.name]
         if node.from_input and node.op != "output":
             break
-    known = [n.name for n in nodes]
     if name in known or inside:
         raise CutError(
             f"`cut` names {name!r}, after which the graph cannot be parted "
@@ -153,6 +178,18 @@ def find_named(nodes: Sequence[Node], cuts: Sequence[Cut], name: str) -> Cut:
         f"`cut` got {name!r}, which is no node of this model{nearest(name, by_name)}; "
         f"{alone}`partopt cuts` lists its names"
     )
+
+
+def _lies_in(path: str, module: str) -> bool:
+    return path == module or path.startswith(module + ".")
+
+
+def _first_path(name: str, also: Mapping[str, str]) -> str:
+    """`name` with the longest path in front that has another one, which nodes are named by."""
+    for path in sorted(also, key=len, reverse=True):
+        if _lies_in(name, path):
+            return also[path] + name[len(path) :]
+    return name
 
 
 def published_cuts(model_class: str, nodes: Sequence[Node], cuts: Sequence[Cut]) -> list[Cut]:

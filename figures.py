@@ -16,11 +16,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass
 class NodeFigures:
-    """What one node gave: its value (a fake tensor or a plain value), FLOPs, storages used."""
+    """What one node gave and did.
+
+    Attributes:
+        value: A fake tensor or a plain value.
+        flops: As ``torch.utils.flop_counter`` counts them.
+        storages: Bytes of every storage that its tensors lie in, by address.
+        wrote: The nodes it reads whose tensors it overwrote.
+    """
 
     value: Any
     flops: int
     storages: dict[int, int]
+    wrote: tuple[str, ...] = ()
 
 
 class _Recorder(fx.Interpreter):
@@ -31,15 +39,24 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counter.get_total_flops()
+        versions = {m.name: self._version(m) for m in n.all_input_nodes}
         value = super().run_node(n)
+        wrote = tuple(m.name for m in n.all_input_nodes if versions[m.name] != self._version(m))
         flops = self.counter.get_total_flops() - before
         storages: dict[int, int] = {}
         for leaf in pytree.tree_leaves(value):
             if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
                 storage = leaf.untyped_storage()
                 storages[storage._cdata] = int(storage.nbytes())
-        self.figures[n.name] = NodeFigures(value, flops, storages)
+        self.figures[n.name] = NodeFigures(value, flops, storages, wrote)
         return value
+
+    def _version(self, n: fx.Node) -> tuple[int, ...]:
+        """Grows with every operation that writes to a tensor of `n`."""
+        found = pytree.tree_leaves(self.env[n])
+        return tuple(
+            t._version for t in found if isinstance(t, torch.Tensor) and not t.is_inference()
+        )
 
 
 @contextmanager
@@ -66,7 +83,7 @@ def measure(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> dict[st
                 fakes = tuple(mode.from_tensor(t) for t in inputs)
                 return _run(module, fakes)
         except Exception:
-            return _run(module, inputs)
+            return _run(module, tuple(t.clone() for t in inputs))
 
 
 def _run(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> dict[str, NodeFigures]:

@@ -16,19 +16,23 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from . import factories, pt2, tracing, trial_run
+from . import factories, pt2, trial_run
+from . import tracing as tr
 from . import weights as weights_files
 from ._torchvision import models as tv
 from .arguments import SIZES, whole
 from .arguments import seed as hold_seed
 from .errors import TraceError, UsageError, WeightsError, nearest
-from .graph import LayerGraph, build, trace
+from .graph import LayerGraph, by_export, trace
 from .hashing import hash_state
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, from_torchvision
+from .reference import look
+from .traceargs import Tracing, leaf_classes
 
 DOWNLOAD_TIMEOUT_S = 20.0
 _NO_UNPICKLING = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load at every call
@@ -55,6 +59,8 @@ class LoadedModel:
             with ``#`` and the dictionary in it where there was more than one.
         weights_hash: SHA-256 of the state dict and of the other tensors that the network holds.
         warnings: What the user must know, e.g. that the weights are random.
+        program: The program, for ``.pt2``.
+        tracing: How it is to be traced.
     """
 
     spec: str
@@ -64,6 +70,12 @@ class LoadedModel:
     weights_hash: str
     warnings: list[str] = field(default_factory=list)
     program: torch.export.ExportedProgram | None = None
+    tracing: Tracing = field(default_factory=Tracing)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What ``forward`` is called with besides images."""
+        return dict(self.tracing.concrete_args)
 
     @property
     def random_weights(self) -> bool:
@@ -83,21 +95,26 @@ class LoadedModel:
     def trace(self) -> LayerGraph:
         """The layer graph at batch size 1 (or the exported program's own)."""
         if self.program is None:
-            return trace(self.module, self.example())
+            return trace(
+                self.module,
+                self.example(),
+                leaf_modules=leaf_classes(self.module, self.tracing.leaf_modules),
+                concrete_args=self.arguments,
+            )
         args, _ = self.program.example_inputs or ((self.example(),), {})
         if len(args) != 1 or not isinstance(args[0], torch.Tensor) or args[0].ndim != 4:
             raise TraceError(
                 f"`model` {self.spec} takes {len(args)} inputs; partopt attacks models of one "
                 "image tensor of shape (N, 3, H, W)"
             )
-        module, names = tracing.from_program(self.program)
         name = Path(self.spec).stem
         try:
-            example = args[0][:1]
-            return build(module, names, (example,), name, "torch.export")
-        except Exception:
-            module, names = tracing.from_program(self.program)
-            return build(module, names, (args[0],), name, "torch.export")
+            example = (args[0][:1],)
+            reference = look(self.module, example)
+        except TraceError:
+            example = (args[0],)
+            reference = look(self.module, example)
+        return by_export(tr.Exported(self.program), example, name, reference)
 
 
 def load_model(
@@ -110,6 +127,7 @@ def load_model(
     std: Sequence[float] | None = None,
     input_size: int | None = None,
     seed: int = 0,
+    tracing: Tracing | None = None,
 ) -> LoadedModel:
     """Load a model by name.
 
@@ -123,6 +141,7 @@ def load_model(
         mean, std: Three values each, in place of the model's own normalisation.
         input_size: Height and width in pixels, in place of the model's own.
         seed: For random weights.
+        tracing: Arguments of ``forward`` to fix and modules to keep whole.
 
     Raises:
         UsageError: A spec or setting that names nothing.
@@ -151,9 +170,16 @@ def load_model(
         std=_three("std", std) or loaded.preprocessing.std,
         source="given" if mean or std or input_size else loaded.preprocessing.source,
     )
+    loaded.tracing = tracing or Tracing()
+    if loaded.program is not None and loaded.tracing != Tracing():
+        raise UsageError(
+            "`concrete_args` and `leaf_modules` cannot be given with a .pt2 file, which is traced "
+            "already"
+        )
+    leaf_classes(loaded.module, loaded.tracing.leaf_modules)
     if loaded.program is None:
         loaded.module.eval()
-        beside = trial_run.try_out(spec, loaded.module, wanted)
+        beside = trial_run.try_out(spec, loaded.module, wanted, loaded.arguments)
         loaded.weights_hash = hash_state({**beside, **loaded.module.state_dict()})
     for parameter in loaded.module.parameters():
         parameter.requires_grad_(False)

@@ -39,6 +39,7 @@ class Node:
         lossless: Whether the node only renames or reorders its single input (flatten, dropout in
             eval mode, identity, ...), so that its output exposes exactly the same information.
         is_layer: Whether it is a convolution or a linear layer.
+        calls: The calls of modules that made it, outermost first: path, and which call from 0.
     """
 
     index: int
@@ -54,6 +55,7 @@ class Node:
     from_input: bool
     lossless: bool
     is_layer: bool
+    calls: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Cut:
         head_peak_activation_bytes: Largest sum of live activations while the head runs.
         head_layers, tail_layers: Convolution and linear layers on each side.
         stage: Whether the cut is a module boundary at the graph's stage depth.
+        shared: Parameters that both sides read: a block called on both, or tied weights.
     """
 
     name: str
@@ -87,3 +90,19 @@ class Cut:
     tail_layers: int
     aliases: tuple[str, ...] = field(default=())
     stage: bool = False
+    shared: tuple[str, ...] = ()
+
+    @property
+    def remarks(self) -> list[str]:
+        """What must be known before this cut is exported."""
+        found = []
+        if self.shared:
+            more = f" and {len(self.shared) - 1} more" if len(self.shared) > 1 else ""
+            found.append(
+                f"head and tail both read {self.shared[0]}{more}: a bundle holds it sealed in the "
+                "head and in the clear in the tail"
+            )
+        odd = [t for t in self.boundary if t.dtype.startswith("complex")]
+        if odd:
+            found.append(f"cannot be exported: {odd[0].name} is {odd[0].dtype}")
+        return found

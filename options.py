@@ -17,3 +17,11 @@ Accelerator = Annotated[str, typer.Option(help="Where attacks train: auto, cuda,
 Seed = Annotated[int, typer.Option(help="Seed of everything random")]
 Strict = Annotated[bool, typer.Option("--strict", help="As for find")]
 InputSize = Annotated[int | None, typer.Option(help="As for find")]
+ConcreteArgs = Annotated[
+    str | None,
+    typer.Option(help="Arguments of forward to fix, e.g. mask=None,features=false [defaults]"),
+]
+LeafModules = Annotated[
+    str | None,
+    typer.Option(help="Classes of modules to keep as one node: package.module.Class,..."),
+]

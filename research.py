@@ -11,8 +11,10 @@ from .console import AsJson, Debug, Shown, err, integers, numbers, show, written
 from .options import (
     Accelerator,
     Budget,
+    ConcreteArgs,
     Data,
     InputSize,
+    LeafModules,
     OneCut,
     Resolution,
     Seed,
@@ -178,6 +180,8 @@ def strength(
     mean: Three = None,
     std: Three = None,
     input_size: InputSize = None,
+    concrete_args: ConcreteArgs = None,
+    leaf_modules: LeafModules = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -189,6 +193,7 @@ def strength(
     from .optimizer.strength import strength as run
     from .outputs import writable
     from .reporting import strengths
+    from .traceargs import Tracing
 
     if not 0 < ssim <= 1:
         raise UsageError(f"`ssim` got {ssim}; use a threshold above 0 and at most 1")
@@ -213,6 +218,7 @@ def strength(
             mean=numbers("mean", mean),
             std=numbers("std", std),
             input_size=input_size,
+            tracing=Tracing.parse(concrete_args, leaf_modules),
             watcher=shown,
         )
     if chart is not None:

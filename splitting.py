@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx
 
+from .answers import is_packing
 from .errors import CutError
 from .graph import LayerGraph
-from .nodes import Cut
+from .nodes import Cut, Node
+from .sizes import remake
 
 Map = dict[fx.Node, fx.Node]
 
 
-def split(graph: LayerGraph, cut: Cut | str) -> tuple[fx.GraphModule, fx.GraphModule]:
+def split(
+    graph: LayerGraph, cut: Cut | str, *, flat: bool = False
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Part `graph` after `cut` into ``(head, tail)``.
 
     ``head(*inputs)`` returns a tuple of boundary tensors in the order of ``cut.boundary``;
-    ``tail(*head(*inputs))`` equals the model's answer bit for bit on CPU in eval mode. Each side
-    holds only the parameters it reads. Neither writes to its inputs.
+    ``tail(*head(*inputs))`` equals the graph's answer bit for bit on CPU in eval mode, packed as
+    the model packs it. With `flat` it is a tuple of the answer's tensors alone, single numbers
+    as tensors of shape (1,). Each side holds only the parameters it reads. Neither writes to its
+    inputs.
 
     Raises:
         CutError: The graph cannot be parted there.
     """
     cut = graph.cut(cut) if isinstance(cut, str) else cut
     boundary = [graph.fx_node(i) for i in boundary_nodes(graph, cut)]
-    return _head(graph, boundary), _tail(graph, cut, boundary)
+    return _head(graph, boundary), _tail(graph, cut, boundary, flat)
 
 
 def boundary_nodes(graph: LayerGraph, cut: Cut) -> tuple[int, ...]:
@@ -59,8 +64,7 @@ def observe(graph: LayerGraph, cuts: Sequence[Cut]) -> fx.GraphModule:
     new, seen = fx.Graph(), Map()
     for node in graph.module.graph.nodes:
         if node.op == "output":
-            answer = fx.node.map_arg(node.args[0], lambda n: seen[n])
-            answers = list(answer) if isinstance(answer, (tuple, list)) else [answer]
+            answers = [seen[n] for n in graph.answers]
             nodes = [seen[graph.fx_node(c.node)] for c in cuts]
             new.output((*answers, *nodes))
             break
@@ -120,43 +124,45 @@ def _head(graph: LayerGraph, boundary: Sequence[fx.Node]) -> fx.GraphModule:
     return _module(graph, new, "Head")
 
 
-def _tail(graph: LayerGraph, cut: Cut, boundary: Sequence[fx.Node]) -> fx.GraphModule:
-    new, seen = fx.Graph(), Map()
-    for node in boundary:
-        seen[node] = new.placeholder(node.name)
-    order = list(graph.module.graph.nodes)
-    indices = tuple(order.index(n) for n in boundary)
+def _tail(graph: LayerGraph, cut: Cut, boundary: Sequence[fx.Node], flat: bool) -> fx.GraphModule:
+    new = fx.Graph()
+    seen: dict[fx.Node, Any] = {node: new.placeholder(node.name) for node in boundary}
+    crossing = list(seen.values())
+    order = {n: i for i, n in enumerate(graph.module.graph.nodes)}
+    indices = tuple(order[n] for n in boundary)
 
-    def fetch(node: fx.Node) -> fx.Node:
-        """The node's copy in the tail; what the head made without input values is made again."""
+    def fetch(node: fx.Node) -> Any:
+        """What stands for the node in the tail; sizes and constants of the head are made again."""
         if node in seen:
             return seen[node]
-        if graph.nodes[order.index(node)].from_input:
+        here = order[node] > cut.node
+        if not here and graph.nodes[order[node]].from_input:
             raise CutError(f"`cut` {cut.name!r} does not carry {node.name!r} to the tail")
-        source = graph.size_source(node.name, indices) if node.name in graph.sizes else None
-        if source is not None:
-            seen[node] = _size_from(new, seen[boundary[source[0]]], source[1], source[2])
+        how = None if here else graph.size_recipe(node.name, indices)
+        if how is not None:
+            seen[node] = remake(new, how, crossing)
         else:
             for needed in node.all_input_nodes:
                 fetch(needed)
             seen[node] = new.node_copy(node, lambda n: seen[n])
         return seen[node]
 
-    for node in order[cut.node + 1 :]:
+    for node in list(order)[cut.node + 1 :]:
         if node.op == "placeholder":
             raise CutError(f"`cut` {cut.name!r} lies before an input of the model")
-        if node.op == "output":
+        if flat and is_packing(node):
+            continue
+        if node.op != "output":
+            fetch(node)
+        elif flat:
+            new.output(tuple(_one(new, fetch(n), graph.nodes[order[n]]) for n in graph.answers))
+        else:
             new.output(fx.node.map_arg(node.args[0], fetch))
-        elif node not in seen:
-            for needed in node.all_input_nodes:
-                fetch(needed)
-            seen[node] = new.node_copy(node, lambda n: seen[n])
     return _module(graph, new, "Tail")
 
 
-def _size_from(new: fx.Graph, tensor: fx.Node, multiply: int, divide: int) -> fx.Node:
-    size = new.call_method("size", (tensor, 0))
-    if multiply == divide:
-        return size
-    product = new.call_function(operator.mul, (size, multiply))
-    return new.call_function(operator.floordiv, (product, divide))
+def _one(new: fx.Graph, value: fx.Node, node: Node) -> fx.Node:
+    """A single number as a tensor of one dimension, which a bundle can return."""
+    if node.spec is not None and node.spec.shape == ():
+        return new.call_method("reshape", (value, 1))
+    return value

@@ -7,6 +7,7 @@ from pathlib import Path
 from .config import SplitConfig
 from .errors import ConfigError
 from .models import LoadedModel, load_model
+from .traceargs import Tracing
 
 
 def _same_dictionary(weights: str, stored: str) -> str:
@@ -48,6 +49,7 @@ def load_stored(
         std=p.std,
         input_size=p.input_size,
         seed=config.seed,
+        tracing=Tracing(config.model.concrete_args, tuple(config.model.leaf_modules)),
     )
 
 

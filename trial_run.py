@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,8 +17,16 @@ from .errors import UsageError
 _OTHER_SIDES = (224, 256, 384, 64)
 
 
-def try_out(spec: str, module: nn.Module, side: int) -> dict[str, torch.Tensor]:
+def try_out(
+    spec: str, module: nn.Module, side: int, arguments: Mapping[str, Any] | None = None
+) -> dict[str, torch.Tensor]:
     """Run the network in eval mode on noise of shape (1, 3, side, side), float32.
+
+    Args:
+        spec: The model as it was asked for.
+        module: The network.
+        side: Height and width of its input, in pixels.
+        arguments: What else its ``forward`` is called with, by name.
 
     Returns:
         The tensors beside its state dict that the run left as they were, by name: buffers that
@@ -27,33 +35,36 @@ def try_out(spec: str, module: nn.Module, side: int) -> dict[str, torch.Tensor]:
     Raises:
         UsageError: It wants other inputs, raises, or answers with no tensor.
     """
-    _takes_one(spec, module)
+    arguments = arguments or {}
+    _takes_one(spec, module, arguments)
     before = {n: t.clone() for n, t in _constants(module)}
-    failed = _failure(module, (1, 3, side, side))
+    failed = _failure(module, (1, 3, side, side), arguments)
     if failed is not None:
         raise UsageError(
             f"`model` got {spec!r}, which fails on one float32 image of shape "
-            f"(1, 3, {side}, {side}): {failed}{_instead(module, side)}"
+            f"(1, 3, {side}, {side}): {failed}{_instead(module, side, arguments)}"
         )
     return {n: t for n, t in _constants(module) if n in before and torch.equal(t, before[n])}
 
 
-def _takes_one(spec: str, module: nn.Module) -> None:
+def _takes_one(spec: str, module: nn.Module, given: Collection[str]) -> None:
     try:
         asked = inspect.signature(module.forward).parameters.values()
     except (TypeError, ValueError):
         return
     wanted = [p for p in asked if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    wanted = [p for p in wanted if p.name not in given]
     names = [p.name for p in wanted if p.kind is not p.VAR_POSITIONAL]
     by_name = [p.name for p in wanted if p.kind is p.KEYWORD_ONLY]
     if len(names) > 1 or by_name or not asked:
         raise UsageError(
             f"`model` got {spec!r}, whose forward wants {', '.join(names) or 'nothing'}; partopt "
-            "attacks networks of one positional input, an image: wrap it in one"
+            "attacks networks of one positional input, an image: wrap it in one, or fix the others "
+            "with --concrete-args"
         )
 
 
-def _failure(module: nn.Module, shape: tuple[int, ...]) -> str | None:
+def _failure(module: nn.Module, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> str | None:
     """What went wrong in one run, or None."""
     try:
         noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
@@ -64,7 +75,7 @@ def _failure(module: nn.Module, shape: tuple[int, ...]) -> str | None:
             for part in module.modules():
                 if isinstance(part, nn.Conv3d):
                     stack.callback(part.register_forward_pre_hook(_no_volume).remove)
-            answer = module(noise)
+            answer = module(noise, **arguments)
     except (Exception, SystemExit) as error:
         return users_code.told(error)
     leaves = pytree.tree_leaves(answer)
@@ -80,14 +91,14 @@ def _no_volume(part: nn.Module, args: tuple[Any, ...]) -> None:
         raise ValueError("it takes volumes, (N, C, D, H, W)")
 
 
-def _instead(module: nn.Module, side: int) -> str:
+def _instead(module: nn.Module, side: int, arguments: Mapping[str, Any]) -> str:
     """Which other input the network would take, as a phrase that ends the error."""
     for other in _OTHER_SIDES:
-        if other != side and _failure(module, (1, 3, other, other)) is None:
+        if other != side and _failure(module, (1, 3, other, other), arguments) is None:
             return f"; it runs at {other}x{other}: use --input-size {other}"
     for channels in (1, 4, 2):
         for size in (side, 224):
-            if _failure(module, (1, channels, size, size)) is None:
+            if _failure(module, (1, channels, size, size), arguments) is None:
                 return (
                     f"; it takes {channels} channel{'s' * (channels > 1)}, and partopt sends three "
                     "(RGB): put a layer before it that converts them"

@@ -426,7 +426,9 @@ def _name_of(node: fx.Node) -> str:
 
 def join(head: Program, tail: Program) -> Program:
     """The whole model from its two halves: what the head returns is what the tail takes."""
-    constants = [*head.constants, *tail.constants]
+    # Both may have a constant of one name; it need not be the same one.
+    names = {n: f"tail.{n}" if n in head.tensors else n for n in tail.constants}
+    constants = [*head.constants, *names.values()]
     first = len(head.inputs) + len(constants)
     heads, tails = len(head.constants), len(tail.constants)
     own = len(head.inputs) + heads
@@ -446,7 +448,7 @@ def join(head: Program, tail: Program) -> Program:
     steps = [*(moved(s, of_head) for s in head.steps), *(moved(s, of_tail) for s in tail.steps)]
     ends = [of_tail(i) for i in tail.outputs]
     whole = Program(head.inputs, constants, with_frees(steps, ends, first), ends, False)
-    whole.tensors = {**head.tensors, **tail.tensors}
+    whole.tensors = {**head.tensors, **{names[n]: t for n, t in tail.tensors.items()}}
     return whole
 
 

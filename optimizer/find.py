@@ -19,6 +19,7 @@ from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import Profile
 from ..profilers.profile import modelled, profile, verify
 from ..profilers.sgx_model import SgxModel
+from ..traceargs import Tracing
 from .budgets import Budget, pick
 from .choose import choose
 from .floor import floor_of
@@ -110,6 +111,7 @@ def find(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: int | None = None,
+    tracing: Tracing | None = None,
     feature_cache_gib: float = 8.0,
     exhaustive: bool = False,
     tune: int = 0,
@@ -145,6 +147,7 @@ def find(
         strict: Default weights that cannot be had are an error.
         trust_model: Allow a ``.pt2`` file.
         mean, std, input_size: In place of the model's own preprocessing.
+        tracing: Arguments of ``forward`` to fix and modules to keep whole.
         feature_cache_gib: Disk for feature maps, GiB.
         exhaustive: Every attacker on every cut, for comparison with the search.
         tune: Settings tried for each attacker at the cut returned and at the one before; 0: none.
@@ -185,7 +188,7 @@ def find(
     if isinstance(model, str):
         model = load_model(
             model, weights=weights, strict=strict, trust_model=trust_model,
-            mean=mean, std=std, input_size=input_size, seed=seed,
+            mean=mean, std=std, input_size=input_size, seed=seed, tracing=tracing,
         )  # fmt: skip
     graph = model.trace()
     listed = graph.cuts(terms.cuts, max_cuts=max_cuts, depth=depth)

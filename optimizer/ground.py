@@ -17,6 +17,7 @@ from ..graph import Cut
 from ..models import LoadedModel, load_model
 from ..profilers.backends import pick_accelerator
 from ..profilers.memory import keep_memory
+from ..traceargs import Tracing
 from .budgets import Budget, pick
 from .find import Watcher, resolution_of
 from .floor import floor_of
@@ -71,6 +72,7 @@ def lay(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: int | None = None,
+    tracing: Tracing | None = None,
 ) -> Ground:
     """Load, trace, read and measure the floor; arguments as in `find`."""
     arguments.seed(seed)
@@ -82,7 +84,7 @@ def lay(
     watcher.stage("loading and tracing the model")
     loaded = load_model(
         model, weights=weights, strict=strict, trust_model=trust_model, mean=mean, std=std,
-        input_size=input_size, seed=seed,
+        input_size=input_size, seed=seed, tracing=tracing,
     )  # fmt: skip
     graph = loaded.trace()
     targets = graph.cuts(cuts, max_cuts=max_cuts)

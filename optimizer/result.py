@@ -188,6 +188,7 @@ def build_config(
         warnings=[
             *_published(protocol, images, budget, panel),
             *_warnings(model, images, timing, budget, privacy.evidence, rows, chosen, panel),
+            *(_traced(graph, None if chosen is None else cuts[chosen])),
         ],
         command=command,
     )
@@ -204,6 +205,8 @@ def _model_info(model: LoadedModel, graph: LayerGraph) -> c.ModelInfo:
         traced_by=graph.source,
         input_shape=list(graph.inputs[0].shape),
         input_dtype=graph.inputs[0].dtype,
+        concrete_args=model.arguments,
+        leaf_modules=list(model.tracing.leaf_modules),
         preprocessing=c.PreprocessingInfo(
             input_size=p.input_size,
             resize=p.resize,
@@ -213,6 +216,17 @@ def _model_info(model: LoadedModel, graph: LayerGraph) -> c.ModelInfo:
             source=p.source,
         ),
     )
+
+
+def _traced(graph: LayerGraph, cut: Cut | None) -> list[str]:
+    """What must be said of the graph and the chosen cut."""
+    found = [] if cut is None else [f"cut after {cut.name}: {r}" for r in cut.remarks]
+    if graph.difference:
+        found.append(
+            f"the traced graph differs from the model by rounding: {graph.difference:.1e} of what "
+            "values vary by from input to input"
+        )
+    return found
 
 
 def _published(

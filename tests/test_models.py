@@ -122,7 +122,7 @@ def test_a_dictionary_that_was_chosen_is_taken_again_from_a_file_of_that_name(tm
     assert chosen.weights == "file: w.pth#model"
     stored = SimpleNamespace(
         spec="squeezenet1_1", weights=chosen.weights, random_weights=False,
-        preprocessing=chosen.preprocessing,
+        preprocessing=chosen.preprocessing, concrete_args={}, leaf_modules=[],
     )  # fmt: skip
     config = SimpleNamespace(model=stored, seed=0)
     assert load_stored(config, weights=str(path)).weights_hash == raw.weights_hash

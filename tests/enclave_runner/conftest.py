@@ -58,6 +58,20 @@ class Tied(nn.Module):
         self.b.weight = self.a.weight
     def forward(self, x):
         return self.b(torch.relu(self.a(x)))
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+    def forward(self, x, half=False):
+        y = self.b(self.a(x))
+        return {"logits": y.mean((2, 3)), "more": (y, [y.amax((1, 2, 3))])}
+class Whole(Packed):
+    def forward(self, x):
+        y = self.b(self.a(x))
+        return {"logits": y.mean((2, 3)), "mean": y.mean()}
+class Spectral(Packed):
+    def forward(self, x):
+        return self.b(torch.fft.ifft2(torch.fft.fft2(self.a(x)) * 2).real)
 """
 SMALL = Budget("quick", "screening", Split(24, 8, 8), 32, 4, {"linear": {"max_cells": 2000}})
 

@@ -1,16 +1,27 @@
+import copy
 import json
 
 import pytest
 import torch
 from safetensors.torch import load
 
-from partopt.config import SplitConfig
+from partopt.answers import tensors
+from partopt.config import SplitConfig, Tensor
 from partopt.enclave_runner.bundle import Bundle, read_bundle
 from partopt.enclave_runner.export import SEALED, export
 from partopt.enclave_runner.manifest import Worker, render
 from partopt.enclave_runner.parts import WEIGHTS, Part, load_program
-from partopt.enclave_runner.sealing import new_key, unseal
-from partopt.errors import BackendError, BundleError, ExportError, UsageError, WeightsError
+from partopt.enclave_runner.programs import join
+from partopt.enclave_runner.sealing import new_key, read_key, unseal
+from partopt.errors import (
+    BackendError,
+    BundleError,
+    CutError,
+    ExportError,
+    UsageError,
+    WeightsError,
+)
+from partopt.models import LoadedModel
 
 
 def test_the_bundle_says_what_it_is(made):
@@ -149,9 +160,77 @@ def test_no_cut_no_bundle(made, tmp_path):
         export(path, tmp_path / "b")
 
 
-def test_weights_that_lie_on_both_sides_are_refused(find_split, tmp_path):
-    split, _ = find_split("runnets:Tied", "relu")
-    with pytest.raises(ExportError, match="share the parameter"):
+def test_weights_that_lie_on_both_sides_are_told_from_the_start(find_split, tmp_path):
+    split, loaded = find_split("runnets:Tied", "relu")
+    told = "head and tail both read a.weight"
+    assert any(told in w for w in SplitConfig.read(split).warnings)
+    done = export(split, tmp_path / "b")
+    assert any(told in w for w in done.warnings)
+    assert done.off == 0
+    halves = [
+        load_program(done.folder / role, Part.read(done.folder / role), read_key(done.key))
+        for role in ("head", "tail")
+    ]
+    image = torch.rand(2, 3, 32, 32)
+    (answer,) = halves[1](*halves[0](image))
+    (together,) = join(*halves)(image)
+    with torch.no_grad():
+        assert torch.equal(answer, loaded.module(image))
+        assert torch.equal(together, answer)
+
+
+def test_a_graph_that_was_not_attacked_is_refused(made, tmp_path):
+    """Names of nodes may come to mean other layers of the same shape."""
+    config = SplitConfig.read(made.split)
+    other = config.model.model_copy(update={"graph_hash": "1" * 64})
+    path = tmp_path / "s.json"
+    config.model_copy(update={"model": other}).write(path)
+    with pytest.raises(CutError, match="not the one that was attacked"):
+        export(path, tmp_path / "b")
+
+
+def test_programs_are_held_against_the_loaded_model(made, tmp_path, monkeypatch):
+    """Not against the graph: a graph of another network cannot vouch for itself."""
+    honest = LoadedModel.trace
+
+    def wrong(self):
+        graph = honest(self)
+        graph.module.late = copy.deepcopy(graph.module.late)
+        with torch.no_grad():
+            graph.module.late.bias += 0.1
+        return graph
+
+    monkeypatch.setattr(LoadedModel, "trace", wrong)
+    with pytest.raises(ExportError, match="answer otherwise than the model"):
+        export(made.split, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("name", ["Packed", "Whole"])
+def test_answers_in_containers_are_exported(find_split, tmp_path, name):
+    split, loaded = find_split(f"runnets:{name}", "a")
+    done = export(split, tmp_path / "b")
+    halves = [
+        load_program(done.folder / role, Part.read(done.folder / role), read_key(done.key))
+        for role in ("head", "tail")
+    ]
+    image = torch.rand(1, 3, 32, 32)
+    got = halves[1](*halves[0](image))
+    with torch.no_grad():
+        want = tensors(loaded.module(image))
+    assert [t.shape for t in got] == [t.shape or (1,) for t in want]
+    assert all(torch.equal(g, w.reshape(g.shape)) for g, w in zip(got, want, strict=True))
+    assert done.bundle.batch == (8 if name == "Packed" else 1)
+
+
+def test_a_complex_boundary_is_refused(find_split, tmp_path):
+    split, loaded = find_split("runnets:Spectral", "a")
+    config = SplitConfig.read(split)
+    cut = loaded.trace().cut("fft_fft2")
+    tensor = Tensor(**{**vars(cut.boundary[0]), "shape": list(cut.boundary[0].shape)})
+    chosen = config.cut.model_copy(update={"name": cut.name, "boundary": [tensor]})
+    config.model_copy(update={"cut": chosen}).write(split)
+    with pytest.raises(ExportError, match="complex64, which cannot cross"):
         export(split, tmp_path / "b")
 
 
