@@ -18,7 +18,8 @@ from .errors import ConfigError, nearest
 SCHEMA = 1
 MAX_BYTES = 16 << 20
 
-Status = Literal["safe", "leaks", "undecided", "failed", "not attacked"]
+Status = Literal["safe", "screened", "leaks", "undecided", "failed", "not attacked"]
+Recommendation = Literal["split", "do not split", "not compared"]
 
 
 class _Strict(BaseModel):
@@ -144,7 +145,12 @@ class Attack(_Strict):
 
 
 class CutRow(_Strict):
-    """One line of the table. ``suffix_high`` is None where a later result is missing."""
+    """One line of the table. ``suffix_high`` is None where a later result is missing.
+
+    ``safe``: the cut may be used; ``status`` says whether the evidence certifies it (``safe``) or
+    only ``screened`` it. ``swept``: the cut was not among those asked for; a sweep found that it
+    may leak, and it was attacked like the others. It is never the answer.
+    """
 
     name: str
     aliases: list[str]
@@ -165,6 +171,29 @@ class CutRow(_Strict):
     reason: str
     attacks: list[Attack]
     latency_ms: Latency
+    swept: bool = False
+
+
+class SweptCut(_Strict):
+    """A cut that was not among those asked for: what cheap attackers reached there."""
+
+    name: str
+    tensors: int
+    payload_bytes: int
+    attacks: list[Attack]
+
+
+class Sweep(_Strict):
+    """Cheap attackers on every cut of the graph from the chosen one to the end.
+
+    A cut where their upper end comes as close to the threshold as ``lead``, which is the most that
+    the whole panel was ahead of them on any cut of this run, is attacked in full and then one of
+    the table's rows; the others are listed here.
+    """
+
+    attackers: list[str]
+    lead: float
+    cuts: list[SweptCut]
 
 
 class Panel(_Strict):
@@ -179,7 +208,9 @@ class Privacy(_Strict):
 
     ``evidence`` is at most what ``budget`` stands for: less with fewer images, a reduced panel or
     a lower resolution than the budget's. ``tuned`` is how many settings of each attacker were tried
-    at the cut and at the one before it.
+    at the cut and at the one before it. ``shortfall`` is what the run had too little of to certify
+    a cut, or to screen one. ``high`` is the upper end at the chosen cut itself, ``suffix_high`` the
+    largest of this and all later cuts, swept ones included.
     """
 
     protocol: Literal["strict", "paper"] = "strict"
@@ -198,9 +229,11 @@ class Privacy(_Strict):
     skipped: list[str]
     attackers: list[Panel]
     tuned: int = 0
+    shortfall: str = ""
     score: float | None = None
     low: float | None = None
     high: float | None = None
+    suffix_high: float | None = None
     attacks: list[Attack] = Field(default_factory=list)
 
 
@@ -218,6 +251,10 @@ class Search(_Strict):
 class SplitConfig(_Strict):
     """A run's result. ``cut`` is None where no cut is safe.
 
+    ``recommendation`` is ``do not split`` where no safe cut is faster, beyond noise, than the whole
+    model in the enclave, and ``not compared`` where the times cannot say; ``cut`` is the fastest
+    safe cut all the same. Results of older versions have none.
+
     ``mrenclave`` is the measurement of the head's enclave, once a bundle was signed.
     """
 
@@ -232,6 +269,9 @@ class SplitConfig(_Strict):
     seed: int
     versions: dict[str, str]
     warnings: list[str]
+    recommendation: Recommendation | None = None
+    recommended_because: str = ""
+    sweep: Sweep | None = None
     command: str = ""
     mrenclave: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 

@@ -7,23 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import CutRow, SplitConfig
-from ..datasets import GENERATED
+from ..config import CutRow, SplitConfig, Time
+from ..datasets import GENERATED, Split
 from ..errors import BackendError, ConfigError, CutError, PartoptError, UsageError
 from ..graph import Cut, LayerGraph
 from ..models import LoadedModel
 from ..profilers.backends import pick_accelerator, pick_enclave
-from ..profilers.base import CutLatency, Figure
+from ..profilers.base import CutLatency, Figure, Profile
 from ..profilers.profile import profile
 from ..settings import discover, read
 from ..splitting import boundary_nodes
 from ..stored import load_stored
 from .budgets import pick
-from .choose import TIE, choose
+from .choose import TIE, Candidates, choose
 from .find import SplitResult, Watcher, find
+from .minima import grant_of
 from .protocols import protocol_of
 from .result import graph_hash
-from .rule import Evidence, judge
+from .rule import Evidence, Verdict, judge
+from .sweep import may_leak
 
 What = Literal["holds", "regressed", "moved", "slower", "undecided", "skipped"]
 HOLDS, UNDECIDED, REGRESSED, CHANGED = 0, 1, 4, 5
@@ -234,12 +236,21 @@ def _stored_evidence(
         for a in row.attacks
     }
     names = [row.name for row in config.cuts]
-    verdicts = judge(names, panel, evidence, threshold)
+    p = config.privacy
+    grant = grant_of(Split(**p.images), {}, p.evidence, protocol.budgets)
+    verdicts = judge(names, panel, evidence, threshold, grant)
     mine = names.index(config.cut.name) if config.cut.name in names else -1
     if mine < 0 or not panel:
         result.add("privacy", "undecided", "the stored table lacks the cut; run find again")
         return None
     verdict = verdicts[mine]
+    suspect = may_leak(config.sweep, threshold)
+    if verdict.safe and suspect is not None:
+        result.add(
+            "privacy", "regressed", f"stored evidence does not protect: {suspect}, which was only "
+            "swept, may leak",
+        )  # fmt: skip
+        return []
     if verdict.safe:
         result.add(
             "privacy", "holds",
@@ -248,7 +259,7 @@ def _stored_evidence(
         )  # fmt: skip
     else:
         result.add("privacy", "regressed", f"stored evidence does not protect: {verdict.reason}")
-    return [i for i, v in enumerate(verdicts) if v.safe]
+    return _offered(config, names, verdicts)
 
 
 def _attacked_again(
@@ -283,7 +294,7 @@ def _attacked_again(
         ssim=threshold,
         protocol=config.privacy.protocol,
         data=data,
-        cuts=[row.name for row in config.cuts],
+        cuts=[row.name for row in config.cuts if not row.swept],
         budget=effort.name,
         resolution=config.privacy.resolution if effort.name == stored else None,
         scale=config.privacy.scale,
@@ -311,7 +322,7 @@ def _attacked_again(
             "privacy", "holds",
             f"{said}: at most {verdict.suffix_high:.2f} here and later, below {threshold:g}",
         )  # fmt: skip
-        return [i for i, v in enumerate(found.verdicts) if v.safe]
+        return _offered(config, names, found.verdicts)
     if verdict.status == "leaks":
         reached = max(verdict.low or 0.0, verdict.suffix_low)
         result.add(
@@ -323,12 +334,13 @@ def _attacked_again(
     return None
 
 
-def _from_row(row: CutRow) -> CutLatency:
-    def figure(name: str) -> Figure:
-        t = getattr(row.latency_ms, name)
-        return Figure(t.ms, t.noise_ms, t.basis, t.backend)
+def _figure(t: Time) -> Figure:
+    return Figure(t.ms, t.noise_ms, t.basis, t.backend)
 
-    return CutLatency(*(figure(n) for n in ("enclave", "handoff", "accelerator", "total")))
+
+def _from_row(row: CutRow) -> CutLatency:
+    parts = ("enclave", "handoff", "accelerator", "total")
+    return CutLatency(*(_figure(getattr(row.latency_ms, n)) for n in parts))
 
 
 def _latency_and_choice(
@@ -345,16 +357,36 @@ def _latency_and_choice(
     cuts = graph.cuts([row.name for row in config.cuts])
     mine = next(c.index for c in cuts if c.node == graph.cut(config.cut.name).node)
     times = [_from_row(row) for row in config.cuts]
+    whole = [_figure(stored.full_enclave), _figure(stored.full_accelerator)]
     modelled = stored.enclave.basis == "modelled"
     if not latency or modelled:
         why = "stored times are modelled" if modelled else "switched off"
         result.add("latency", "skipped", why)
     else:
-        times = _measured_again(result, config, graph, cuts, mine, tolerance) or times
+        now = _measured_again(result, config, graph, cuts, mine, tolerance)
+        if now is not None:
+            times, whole = now.cuts, [now.full_enclave, now.full_accelerator]
+    candidates = Candidates.of(cuts, times, *whole)
+    _still_pays(result, config, candidates, mine)
     if safe is None:
         result.add("best cut", "skipped", "no evidence to choose on")
         return
-    _best_cut(result, config, cuts, times, safe, mine)
+    _best_cut(result, config, candidates, safe, mine)
+
+
+def _still_pays(
+    result: CheckResult, config: SplitConfig, candidates: Candidates, mine: int
+) -> None:
+    """Whether the split is still faster than the whole model in the enclave, where times can say."""
+    advice = candidates.advise(mine)
+    if advice is None or advice.what == "not compared" or config.recommendation is None:
+        return
+    if config.recommendation == "do not split":
+        result.add("split or not", "skipped", "the config itself recommends not to split")
+    elif advice.what == "split":
+        result.add("split or not", "holds", advice.reason)
+    else:
+        result.add("split or not", "moved", f"to the whole model in the enclave: {advice.reason}")
 
 
 def _measured_again(
@@ -364,7 +396,7 @@ def _measured_again(
     cuts: list[Cut],
     mine: int,
     tolerance: float,
-) -> list[CutLatency] | None:
+) -> Profile | None:
     assert config.latency_ms is not None
     stored = config.latency_ms
     try:
@@ -382,18 +414,33 @@ def _measured_again(
     text = f"{after:.2f} of the full-enclave time of the same run, stored {before:.2f}"
     what: What = "slower" if after > before * (1 + tolerance) else "holds"
     result.add("latency", what, text)
-    return now.cuts
+    return now
+
+
+def _leak(result: CheckResult, config: SplitConfig, i: int) -> float:
+    """Upper end of the score here and later, of this check's own attacks where there were any."""
+    if result.found is not None:
+        names = [c.name for c in result.found.cuts]
+        return result.found.verdicts[names.index(config.cuts[i].name)].suffix_high
+    high = config.cuts[i].suffix_high
+    return float("inf") if high is None else high
+
+
+def _offered(config: SplitConfig, names: Sequence[str], verdicts: Sequence[Verdict]) -> list[int]:
+    """Rows of the config that may be used: safe, and not there because of a sweep."""
+    safe = {name for name, verdict in zip(names, verdicts, strict=True) if verdict.safe}
+    return [i for i, row in enumerate(config.cuts) if row.name in safe and not row.swept]
 
 
 def _best_cut(
     result: CheckResult,
     config: SplitConfig,
-    cuts: list[Cut],
-    times: list[CutLatency],
+    candidates: Candidates,
     safe: list[int],
     mine: int,
 ) -> None:
-    best = choose(cuts, times, safe)
+    best = choose(candidates, safe, {i: _leak(result, config, i) for i in safe})
+    cuts, times = candidates.cuts, candidates.latencies
     if best is None:
         result.add("best cut", "skipped", "no cut is safe")
         return
