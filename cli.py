@@ -1,7 +1,8 @@
 """The command line: commands, their options, progress and exit codes; no logic.
 
 Exit codes: 0 found or holds, 1 the run failed or could not be decided, 2 wrong usage, 3 no safe
-cut, 4 privacy regression, 5 cut moved or latency regressed, 130 interrupted.
+cut, 4 privacy regression, 5 cut moved or latency regressed, 6 not splitting is at least as fast,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ app.add_typer(research.app)
 # GNU OpenMP's threads spin for milliseconds at every barrier, which on a busy machine multiplies
 # training times; short spins cost a few per cent on a quiet one. Read when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+DO_NOT_SPLIT = 6
 INTERRUPTED = 130  # as shells number it: 128 + SIGINT
 
 Model = Annotated[
@@ -152,7 +154,10 @@ def find(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Find the fastest cut that no attacker inverts, and write its split config."""
+    """Find the fastest cut that no attacker inverts, and write its split config.
+
+    Exits with 0 where there is one, 3 where none is safe, 6 where not splitting is no slower.
+    """
     from .optimizer.find import find as run
     from .settings import for_find
 
@@ -209,6 +214,9 @@ def _report(result: SplitResult, path: Path | None, as_json: bool) -> None:
     result.config.write(path)
     if not as_json:
         err.print(f"split config: {path}", highlight=False)
+    if result.config.recommendation == "do not split":
+        err.print("not splitting is at least as fast and leaks nothing", style="bold yellow")
+        raise typer.Exit(DO_NOT_SPLIT)
 
 
 @app.command()

@@ -58,12 +58,14 @@ def _cosines(side: int, device: torch.device) -> torch.Tensor:
     k = torch.arange(side, dtype=torch.float64)
     basis = torch.cos(torch.pi / side * k[:, None] * (k[None] + 0.5)) * (2 / side) ** 0.5
     basis[0] /= 2**0.5
-    return basis.float().to(device)
+    found: torch.Tensor = basis.float().to(device)
+    return found
 
 
 def _frequencies(side: int, device: torch.device) -> torch.Tensor:
     k = torch.arange(side, dtype=torch.float32)
-    return (k[:, None] ** 2 + k[None] ** 2).sqrt().to(device)
+    found: torch.Tensor = (k[:, None] ** 2 + k[None] ** 2).sqrt().to(device)
+    return found
 
 
 @dataclass(frozen=True)

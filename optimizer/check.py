@@ -377,7 +377,7 @@ def _latency_and_choice(
 def _still_pays(
     result: CheckResult, config: SplitConfig, candidates: Candidates, mine: int
 ) -> None:
-    """Whether the split is still faster than the whole model in the enclave, where times can say."""
+    """Whether the split is still faster than the whole model inside, where times can say."""
     advice = candidates.advise(mine)
     if advice is None or advice.what == "not compared" or config.recommendation is None:
         return

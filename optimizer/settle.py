@@ -167,12 +167,13 @@ def note(config: c.SplitConfig, settled: Settled) -> None:
     if settled.advice is not None:
         config.recommendation = settled.advice.what
         config.recommended_because = settled.advice.reason
-    if config.recommendation == "do not split":
-        config.warnings.insert(0, f"do not split: {settled.advice.reason}; {CHANGE}")
+        if settled.advice.what == "do not split":
+            config.warnings.insert(0, f"do not split: {settled.advice.reason}; {CHANGE}")
     config.warnings += settled.remarks
 
 
 CHANGE = (
-    "an accelerator (--accelerator cuda), times of the machine of deployment (--enclave gramine-sgx "
-    "there, or --sgx-model) or a defence that lets an earlier cut pass would change that"
+    "an accelerator (--accelerator cuda), times of the machine of deployment (--enclave "
+    "gramine-sgx there, or --sgx-model) or a defence that lets an earlier cut pass would "
+    "change that"
 )
