@@ -263,7 +263,7 @@ def attack(
     cut: OneCut,
     attackers: Annotated[
         str | None,
-        typer.Option(help="linear, decoder, cgan, rmle, hybrid, ensemble or a plug-in's"),
+        typer.Option(help="linear, newton, decoder, cgan, rmle, hybrid, ensemble or a plug-in's"),
     ] = None,
     weights: Weights = "DEFAULT",
     data: Data = None,
