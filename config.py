@@ -186,13 +186,15 @@ class SweptCut(_Strict):
 class Sweep(_Strict):
     """Cheap attackers on every cut of the graph from the chosen one to the end.
 
-    A cut where their upper end comes as close to the threshold as ``lead``, which is the most that
-    the whole panel was ahead of them on any cut of this run, is attacked in full and then one of
-    the table's rows; the others are listed here.
+    How far the whole panel was ahead of them on the cuts that were attacked in full says what they
+    may miss: ``lead`` is the largest difference of the upper ends, ``proportion`` their largest
+    ratio. A cut where either would carry them to the threshold is attacked in full, and is then one
+    of the table's rows; the others are listed here.
     """
 
     attackers: list[str]
-    lead: float
+    lead: float = Field(ge=0.0)
+    proportion: float = Field(default=1.0, ge=1.0)
     cuts: list[SweptCut]
 
 

@@ -16,10 +16,11 @@ from .hybrid import Hybrid
 from .linear import Linear
 from .newton import Newton
 from .rmle import Rmle
+from .sketch import Sketch
 
 GROUP = "partopt.attackers"
 ATTACKERS: dict[str, type[Attacker]] = {
-    a.name: a for a in (Blind, Linear, Newton, Decoder, CGan, Rmle, Hybrid, Ensemble)
+    a.name: a for a in (Blind, Linear, Sketch, Newton, Decoder, CGan, Rmle, Hybrid, Ensemble)
 }
 
 

@@ -31,7 +31,7 @@ class Budget:
         minimum_images: Fewer usable images are an error.
         settings: Attackers of the panel with their settings, cheap ones first.
         others: Settings of attackers that run when they are asked for.
-        sweep: Settings of the linear attacker that goes over cuts which were not sampled.
+        sweep: Settings of the attacker `sketch`, which goes over cuts which were not sampled.
     """
 
     name: str
@@ -96,7 +96,7 @@ BUDGETS = {
             "hybrid": _HYBRID,
             "ensemble": {**_FEW_STEPS, "hybrid": Hybrid(**_HYBRID), "rmle": Rmle(**_RMLE)},
         },
-        {"max_cells": 8000, "max_terms": 700, "ridges": (1e-2, 1.0)},
+        {"max_cells": 12_000, "max_terms": 700, "ridges": (1e-2, 1e-1, 10.0)},
     ),
     "standard": Budget(
         "standard",

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .. import config as c
 from ..attackers.features import FeatureStore
-from ..attackers.linear import Linear
+from ..attackers.sketch import Sketch
 from ..cache import cache_dir
 from ..datasets import load_images
 from ..errors import DataError, UsageError
@@ -216,7 +216,7 @@ def find(
     watcher.stage(f"attacking {len(listed)} cuts with {', '.join(panel)}", len(listed) * len(panel))
     evidence = evidence_of(chosen_budget, panel, images.split.total, side)
     effort = Effort(
-        graph.cuts("all") if terms.name == "strict" else [], Linear(**chosen_budget.sweep),
+        graph.cuts("all") if terms.name == "strict" else [], Sketch(**chosen_budget.sweep),
         grant_of(images.split, panel, evidence, terms.budgets), tune, workers,
     )  # fmt: skip
 

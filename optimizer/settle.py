@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from .. import config as c
-from ..attackers.linear import Linear
+from ..attackers.sketch import Sketch
 from ..graph import Cut
 from ..profilers.base import Profile
 from .choose import Advice
@@ -30,14 +30,14 @@ class Effort:
 
     Attributes:
         every: Every cut of the graph, for the sweep; empty for none.
-        linear: The sweep's linear attacker.
+        sketch: The sweep's attacker.
         grant: What a cut that passes the rule may be called.
         tune: Settings tried for each attacker at the boundary; 0: none.
         workers: Attacks at a time.
     """
 
     every: Sequence[Cut]
-    linear: Linear
+    sketch: Sketch
     grant: Grant
     tune: int = 0
     workers: int = 1
@@ -107,7 +107,7 @@ def settle(
         here = search.cuts[chosen]
         count = sum(cut.node >= here.node for cut in effort.every)
         watcher.stage(f"sweeping all {count} cuts from {here.name} on", count)
-        swept = sweep(search, effort.every, chosen, effort.linear, effort.workers)
+        swept = sweep(search, effort.every, chosen, effort.sketch, effort.workers)
         _add(cost, swept.outcome, first=not promoted)
         if not swept.suspects:
             break
@@ -149,6 +149,7 @@ def note(config: c.SplitConfig, settled: Settled) -> None:
         config.sweep = c.Sweep(
             attackers=swept.attackers,
             lead=swept.lead,
+            proportion=swept.proportion,
             cuts=[
                 c.SweptCut(
                     name=cut.name, tensors=len(cut.boundary), payload_bytes=cut.payload_bytes,

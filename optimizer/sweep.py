@@ -2,10 +2,11 @@
 
 The rule asks for all later cuts, and the search attacks a sample of them. What leaks more than its
 neighbours may lie between two sampled cuts, or where several tensors cross. So before an answer
-stands, a cheap linear attacker goes over every cut of the graph from there on, and least squares on
-the public head where that is close enough to affine. How much it misses is measured in the same
-run: a cut where it comes as close to the threshold as the whole panel was ever ahead of it may
-leak, and is attacked in full.
+stands, `sketch`, a cheap attacker, goes over every cut of the graph from there on, and least
+squares on the public head where that is close enough to affine. How much `sketch` misses is
+measured in the same run, on the cuts that were attacked in full: a cut where the panel's largest
+lead over it, or largest ratio to it, would carry it to the threshold may leak, and is attacked in
+full too.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from optuna.trial import Trial
 
 from ..attackers.base import Attacker
 from ..attackers.features import FeatureStore
-from ..attackers.linear import Linear
 from ..attackers.newton import Newton
+from ..attackers.sketch import Sketch
 from ..config import Attack
 from ..config import Sweep as StoredSweep
 from ..graph import Cut
 from .plan import Job
+from .rule import Verdict
 from .search import Outcome, Search
 
 _PAIRS = 8  # images between which a head is held against an affine one
@@ -36,6 +38,7 @@ class Swept:
     Attributes:
         attackers: ``repr`` of those that ran.
         lead: The most that the panel's upper end was above the sweep's on any attacked cut.
+        proportion: The largest ratio of the two, at least 1.
         attacks: By cut, what was reached; every cut that was not attacked in full.
         suspects: Those of them that may leak.
         outcome: What it cost.
@@ -43,6 +46,7 @@ class Swept:
 
     attackers: list[str]
     lead: float
+    proportion: float
     attacks: list[tuple[Cut, list[Attack]]]
     suspects: list[Cut]
     outcome: Outcome = field(repr=False)
@@ -69,23 +73,24 @@ class _Sweeping(Search):
         return None
 
 
-def sweep(search: Search, cuts: Sequence[Cut], chosen: int, linear: Linear, workers: int) -> Swept:
+def sweep(search: Search, cuts: Sequence[Cut], chosen: int, sketch: Sketch, workers: int) -> Swept:
     """Go over `cuts` from the chosen one to the end, and say which of them may leak.
 
     Args:
         search: A search that has run, with an answer.
         cuts: Every cut of the graph, in execution order.
         chosen: Index of the answer in the search's cuts.
-        linear: The sweep's linear attacker.
+        sketch: The attacker for all of them.
         workers: Attacks at a time.
     """
     attacked = {
-        search.cuts[i].node: i
+        search.cuts[i].node: verdict
         for i, verdict in enumerate(search.verdicts())
         if verdict.complete and i >= chosen
     }
     later = [c for c in cuts if c.node >= search.cuts[chosen].node]
-    panel: dict[str, Attacker] = {linear.name: linear}
+    rest = [c for c in later if c.node not in attacked]
+    panel: dict[str, Attacker] = {sketch.name: sketch}
     newton = search.panel.get(Newton.name)
     if isinstance(newton, Newton):
         panel[newton.name] = newton
@@ -95,27 +100,44 @@ def sweep(search: Search, cuts: Sequence[Cut], chosen: int, linear: Linear, work
         interval=search.interval, seed=search.seed, device=search.device, exhaustive=True,
         on_progress=search.on_progress, on_done=search.on_done,
     )  # fmt: skip
-    done = set(attacked)
     if isinstance(newton, Newton):
-        far = _departures(search.store, [c for c in later if c.node not in done])
+        far = _departures(search.store, rest)
         sweeping.bent = frozenset(
-            i for i, c in enumerate(later) if c.node in done or far[c.node] > newton.reach
+            i for i, c in enumerate(later) if c.node in attacked or far[c.node] > newton.reach
         )
     outcome = sweeping.run(workers)
     mine = {
         cut.node: [outcome.attacks[i, a] for a in panel if (i, a) in outcome.attacks]
         for i, cut in enumerate(later)
     }
-    lead = 0.0
-    for node, i in attacked.items():
-        full, cheap = search.verdicts()[i].high, mine[node][0].high
-        lead = max(lead, 0.0 if full is None else full - (cheap or 0.0))
-    rest = [cut for cut in later if cut.node not in done]
-    suspects = [cut for cut in rest if _suspect(mine[cut.node], search.threshold - lead)]
+    lead, proportion = _ahead([(full, mine[node][0]) for node, full in attacked.items()])
+    most = bound(search.threshold, lead, proportion)
     return Swept(
-        [repr(a) for a in panel.values()], lead, [(cut, mine[cut.node]) for cut in rest],
-        suspects, outcome,
-    )  # fmt: skip
+        attackers=[repr(a) for a in panel.values()],
+        lead=lead,
+        proportion=proportion,
+        attacks=[(cut, mine[cut.node]) for cut in rest],
+        suspects=[cut for cut in rest if _suspect(mine[cut.node], most)],
+        outcome=outcome,
+    )
+
+
+def _ahead(pairs: Sequence[tuple[Verdict, Attack]]) -> tuple[float, float]:
+    """How far the panel's upper end was above the sweep's, at most: difference and ratio."""
+    lead, proportion = 0.0, 1.0
+    for full, cheap in pairs:
+        if full.high is None or full.low is None:
+            continue
+        high = cheap.high or 0.0
+        lead = max(lead, full.high - high)
+        # Below the width of an interval a ratio is one of noise.
+        proportion = max(proportion, full.high / max(high, full.high - full.low, 1e-6))
+    return lead, proportion
+
+
+def bound(threshold: float, lead: float, proportion: float) -> float:
+    """The upper end of a sweep's attacker from which on a cut may leak."""
+    return min(threshold - lead, threshold / proportion)
 
 
 def _suspect(attacks: Sequence[Attack], most: float) -> bool:
@@ -127,7 +149,7 @@ def may_leak(stored: StoredSweep | None, threshold: float) -> str | None:
     """Name of a cut that a stored sweep suspects and that was not attacked in full, or None."""
     if stored is None:
         return None
-    most = threshold - max(0.0, stored.lead)
+    most = bound(threshold, stored.lead, stored.proportion)
     return next((s.name for s in stored.cuts if _suspect(s.attacks, most)), None)
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 from ..config import CutRow, Recommendation, SplitConfig
 from ..graph import Cut, LayerGraph
 from ..optimizer.choose import compares
+from ..optimizer.sweep import bound
 
 _STYLE = {
     "safe": "green",
@@ -140,7 +141,8 @@ def swept(config: SplitConfig) -> str | None:
     said = f"{len(config.sweep.cuts)} unsampled cuts swept"
     if rows:
         said += ", highest upper end {:.2f} at {}".format(*max(rows))
-    said += f" (attacked in full from {config.privacy.threshold - config.sweep.lead:.2f} on"
+    most = bound(config.privacy.threshold, config.sweep.lead, config.sweep.proportion)
+    said += f" (attacked in full from {most:.2f} on"
     return said + (f": {', '.join(full)})" if full else ": none)")
 
 

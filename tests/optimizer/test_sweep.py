@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from partopt.config import SplitConfig
+from partopt.config import Attack, SplitConfig
 from partopt.datasets import Split
 from partopt.models import LoadedModel
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.find import find
-from partopt.optimizer.sweep import may_leak
+from partopt.optimizer.rule import Verdict
+from partopt.optimizer.sweep import _ahead, bound, may_leak
 from partopt.preprocessing import Preprocessing
 
 
@@ -114,9 +115,26 @@ def test_every_cut_from_the_answer_on_is_swept_those_of_several_tensors_too(smal
     stored_ones_are_not_believed(config.sweep.model_copy(deep=True))
 
 
+def test_how_far_the_panel_was_ahead_is_measured_not_guessed():
+    def pair(low, high, cheap):
+        full = Verdict(
+            value=high, low=low, high=high, suffix_value=high, suffix_high=high, suffix_low=low,
+            complete=True, status="safe", reason="",
+        )  # fmt: skip
+        return full, Attack(attacker="sketch", settings="", outcome="full budget", high=cheap)
+
+    assert _ahead([]) == (0.0, 1.0)
+    lead, proportion = _ahead([pair(0.06, 0.08, 0.03), pair(0.0, 0.02, 0.001)])
+    assert lead == pytest.approx(0.05)
+    assert proportion == pytest.approx(8 / 3), "0.001 is below the width of the interval"
+    assert bound(0.2, lead, proportion) == pytest.approx(0.075)
+    assert _ahead([pair(0.1, 0.12, None)])[0] == pytest.approx(0.12), "a failed one is blind"
+
+
 def stored_ones_are_not_believed(sweep):
     """Where a stored sweep comes too close to the threshold, or says nothing."""
     name, sweep.lead = sweep.cuts[0].name, 0.05
+    sweep.proportion = 1.0
     for high, suspect in ((0.46, name), (0.44, None), (None, name)):
         sweep.cuts[0].attacks[0].high = high
         assert may_leak(sweep, 0.5) == suspect

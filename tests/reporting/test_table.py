@@ -108,6 +108,8 @@ def test_what_too_few_images_left_open_is_the_headline():
 def test_the_sweep_is_one_line():
     attack = c.Attack(attacker="linear", settings="", outcome="full budget", high=0.05, score=0.04)
     cuts = [c.SweptCut(name="mid", tensors=2, payload_bytes=4, attacks=[attack])]
-    text = shown(config(sweep=c.Sweep(attackers=["Linear()"], lead=0.03, cuts=cuts)))
+    text = shown(
+        config(sweep=c.Sweep(attackers=["Linear()"], lead=0.03, proportion=2.0, cuts=cuts))
+    )
     assert "1 unsampled cuts swept, highest upper end 0.05 at mid" in text
-    assert "from 0.17 on" in text
+    assert "from 0.10 on" in text
