@@ -115,9 +115,9 @@ def outside(config: SplitConfig) -> str:
     assert config.cut is not None
     head, tail = config.cut.head_flops, config.cut.tail_flops
     return (
-        f"leaves {tail / max(1, head + tail):.0%} of the work ({tail / 1e9:.2f} of "
-        f"{(head + tail) / 1e9:.2f} GFLOP) to the accelerator; this machine's times say nothing of "
-        "a deployment"
+        f"leaves {tail / max(1, head + tail):.0%} of the work ({tail / 1e6:.4g} of "
+        f"{(head + tail) / 1e6:.4g} MFLOP) to the accelerator; times of this machine say nothing "
+        "of a deployment"
     )
 
 

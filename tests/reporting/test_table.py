@@ -83,7 +83,7 @@ def test_a_result_of_an_older_version_takes_the_largest_from_its_row():
     ("what", "said", "unsaid"),
     [
         ("split", ["Cut", "8.0 ms against 7.0 ms"], ["say nothing of a deployment"]),
-        ("not compared", ["leaves 38% of the work (0.38 of 1.00 GFLOP)",
+        ("not compared", ["leaves 38% of the work (380 of 1000 MFLOP)",
                           "say nothing of a deployment"], ["ms against", "the speed"]),
         ("do not split", ["Do not split", "late"], ["Cut after", "the speed"]),
     ],
