@@ -18,7 +18,8 @@ from .scoring import ssim_of
 
 _AFFINE = 0.02  # a departure below is rounding: features are stored in half precision
 _PRIOR_IMAGES = 64
-_GAIN = 1e-3  # SSIM that twice as many steps must bring
+_STEP_GAIN = 1e-3  # SSIM that twice as many steps must bring
+_FIRST = 4  # steps after which half of `gain` must be there
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Newton(Attacker):
         reach: Heads further from affine (see `departure`) are left to the other attackers, and the
             linear attacker's picture is kept.
         batch: Images solved for together.
+        gain: SSIM on validation images by which the linear attacker's picture must be beaten, or it
+            is kept; every iteration costs some passes of the head for every image.
         tuning_images: Validation images that prior and number of iterations are chosen on.
         probes: Noise pictures for each of them that channels are weighted by.
         linear: Settings of the linear attacker underneath.
@@ -62,6 +65,7 @@ class Newton(Attacker):
     bent: int = 16
     restart: int = 4
     reach: float = 0.75
+    gain: float = 0.005
     batch: int = 8
     tuning_images: int = 8
     probes: int = 4
@@ -104,7 +108,7 @@ class Newton(Attacker):
         wanted = as_features(maps, self._context.device)
         self.choice = None
         start = self._start(maps)
-        best = self._score(start, truth)
+        before = best = self._score(start, truth)
         with torch.no_grad():
             apart = resized(known[: len(start)], self._side)
             self.affine = departure(self._head, apart, apart.roll(1, 0))
@@ -119,7 +123,7 @@ class Newton(Attacker):
         flat = torch.where(norms > 1e-6 * norms.max(), 1 / norms.clamp_min(1e-20), 0.0)
         for prior, weights in ((Prior(), flat), (Prior.of(known), torch.ones_like(flat))):
             problem = Problem(self._head, prior, weights, restart)
-            marks = [self._score(start, truth)]
+            marks = [before]
 
             def look(step: int, pictures: torch.Tensor, problem: Problem = problem,
                      marks: list[float] = marks) -> bool:  # fmt: skip
@@ -128,13 +132,17 @@ class Newton(Attacker):
                 if step & (step - 1) and step != steps:
                     return True
                 value = self._score(pictures, truth)
-                if value > best + _GAIN:
+                if value > best + _STEP_GAIN:
                     best, self.choice = value, _Choice(problem, step)
                 marks.append(value)
+                if step == _FIRST and max(marks) < before + self.gain / 2:
+                    return False
                 # Twice as many steps brought nothing, twice over: more of them fit the noise.
                 return len(marks) < 4 or max(marks[-2:]) > max(marks[:-2])
 
             problem.solve(wanted, start, steps, look)
+        if best < before + self.gain:
+            self.choice = None
 
     def _start(self, maps: np.ndarray) -> torch.Tensor:
         return resized(self.linear.reconstruct(maps).to(self._context.device), self._side)

@@ -87,7 +87,7 @@ BUDGETS = {
         100,
         {
             "linear": {"max_cells": 40_000, "max_terms": 1300},
-            "newton": Newton(linear=_QUICK_LINEAR).settings(),
+            "newton": Newton(gain=0.02, linear=_QUICK_LINEAR).settings(),
             "decoder": _QUICK_DECODER.settings(),
         },
         {
