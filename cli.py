@@ -1,8 +1,9 @@
 """The command line: commands, their options, progress and exit codes; no logic.
 
 Exit codes: 0 found or holds, 1 the run failed or could not be decided, 2 wrong usage, 3 no safe
-cut, 4 privacy regression, 5 cut moved or latency regressed, 130 interrupted. `serve` ends with 0
-on SIGTERM, as service managers stop a service, and with 130 on Ctrl-C; both clean up.
+cut, 4 privacy regression, 5 cut moved or latency regressed, 6 not splitting is at least as fast,
+130 interrupted. `serve` ends with 0 on SIGTERM, as service managers stop a service, and with 130 on
+Ctrl-C; both clean up.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ app.add_typer(research.app)
 # GNU OpenMP's threads spin for milliseconds at every barrier, which on a busy machine multiplies
 # training times; short spins cost a few per cent on a quiet one. Read when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+DO_NOT_SPLIT = 6
 INTERRUPTED = 130  # as shells number it: 128 + SIGINT
 
 Model = Annotated[
@@ -176,7 +178,10 @@ def find(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Find the fastest cut that no attacker inverts, and write its split config."""
+    """Find the fastest cut that no attacker inverts, and write its split config.
+
+    Exits with 0 where there is one, 3 where none is safe, 6 where not splitting is no slower.
+    """
     from .arguments import names
     from .models import short_name
     from .optimizer.find import find as run
@@ -241,6 +246,9 @@ def _report(result: SplitResult, path: Path, as_json: bool) -> None:
         raise typer.Exit(3)
     if not as_json:
         err.print(f"split config: {path}", highlight=False)
+    if result.config.recommendation == "do not split":
+        err.print("not splitting is at least as fast and leaks nothing", style="bold yellow")
+        raise typer.Exit(DO_NOT_SPLIT)
 
 
 @app.command()
@@ -306,7 +314,7 @@ def attack(
     cut: OneCut,
     attackers: Annotated[
         str | None,
-        typer.Option(help="linear, decoder, cgan, rmle, hybrid, ensemble or a plug-in's"),
+        typer.Option(help="linear, newton, decoder, cgan, rmle, hybrid, ensemble or a plug-in's"),
     ] = None,
     weights: Weights = "DEFAULT",
     data: Data = None,

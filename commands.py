@@ -68,6 +68,10 @@ def export(
     sign: Annotated[
         Path | None, typer.Option(help="RSA key for gramine-sgx-sign: sign the enclave")
     ] = None,
+    even_if_slower: Annotated[
+        bool,
+        typer.Option("--even-if-slower", help="Go on where the split config says: do not split"),
+    ] = False,
     trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
     debug: Debug = False,
 ) -> None:
@@ -94,6 +98,7 @@ def export(
             threads=threads,
             labels=labels,
             sign=sign,
+            even_if_slower=even_if_slower,
             trust_model=trust_model,
             stage=shown.stage,
         )

@@ -19,7 +19,8 @@ from .printable import each, encodable, printable
 SCHEMA = 1
 MAX_BYTES = 16 << 20
 
-Status = Literal["safe", "leaks", "undecided", "failed", "not attacked"]
+Status = Literal["safe", "screened", "leaks", "undecided", "failed", "not attacked"]
+Recommendation = Literal["split", "do not split", "not compared"]
 
 
 class _Strict(BaseModel):
@@ -153,7 +154,12 @@ class Attack(_Strict):
 
 
 class CutRow(_Strict):
-    """One line of the table. ``suffix_high`` is None where a later result is missing."""
+    """One line of the table. ``suffix_high`` is None where a later result is missing.
+
+    ``safe``: the cut may be used; ``status`` says whether the evidence certifies it (``safe``) or
+    only ``screened`` it. ``swept``: the cut was not among those asked for; a sweep found that it
+    may leak, and it was attacked like the others. It is never the answer.
+    """
 
     name: str
     aliases: list[str]
@@ -174,6 +180,31 @@ class CutRow(_Strict):
     reason: str
     attacks: list[Attack]
     latency_ms: Latency
+    swept: bool = False
+
+
+class SweptCut(_Strict):
+    """A cut that was not among those asked for: what cheap attackers reached there."""
+
+    name: str
+    tensors: int
+    payload_bytes: int
+    attacks: list[Attack]
+
+
+class Sweep(_Strict):
+    """Cheap attackers on every cut of the graph from the chosen one to the end.
+
+    How far the whole panel was ahead of them on the cuts that were attacked in full says what they
+    may miss: ``lead`` is the largest difference of the upper ends, ``proportion`` their largest
+    ratio. A cut where either would carry them to the threshold is attacked in full, and is then one
+    of the table's rows; the others are listed here.
+    """
+
+    attackers: list[str]
+    lead: float = Field(ge=0.0)
+    proportion: float = Field(default=1.0, ge=1.0)
+    cuts: list[SweptCut]
 
 
 class Panel(_Strict):
@@ -188,7 +219,9 @@ class Privacy(_Strict):
 
     ``evidence`` is at most what ``budget`` stands for: less with fewer images, a reduced panel or
     a lower resolution than the budget's. ``tuned`` is how many settings of each attacker were tried
-    at the cut and at the one before it.
+    at the cut and at the one before it. ``shortfall`` is what the run had too little of to certify
+    a cut, or to screen one. ``high`` is the upper end at the chosen cut itself, ``suffix_high`` the
+    largest of this and all later cuts, swept ones included.
     """
 
     protocol: Literal["strict", "paper"] = "strict"
@@ -207,9 +240,11 @@ class Privacy(_Strict):
     skipped: list[str]
     attackers: list[Panel]
     tuned: int = 0
+    shortfall: str = ""
     score: float | None = None
     low: float | None = None
     high: float | None = None
+    suffix_high: float | None = None
     attacks: list[Attack] = Field(default_factory=list)
 
 
@@ -227,6 +262,10 @@ class Search(_Strict):
 class SplitConfig(_Strict):
     """A run's result. ``cut`` is None where no cut is safe.
 
+    ``recommendation`` is ``do not split`` where no safe cut is faster, beyond noise, than the whole
+    model in the enclave, and ``not compared`` where the times cannot say; ``cut`` is the fastest
+    safe cut all the same. Results of older versions have none.
+
     ``mrenclave`` is the measurement of the head's enclave, once a bundle was signed.
     """
 
@@ -241,6 +280,9 @@ class SplitConfig(_Strict):
     seed: int
     versions: dict[str, str]
     warnings: list[str]
+    recommendation: Recommendation | None = None
+    recommended_because: str = ""
+    sweep: Sweep | None = None
     command: str = ""
     mrenclave: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 

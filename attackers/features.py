@@ -144,6 +144,16 @@ class FeatureStore:
         self._refuse(cut)
         return self._on_device(stats[cut.node])
 
+    def maps_of_all(self, cuts: Sequence[Cut], images: np.ndarray) -> list[np.ndarray]:
+        """As `maps_of`, for several cuts in one pass."""
+        stats = self._stats(cuts)
+        scaling = [self._on_device(stats[c.node]) for c in cuts]
+        parts: list[list[np.ndarray]] = [[] for _ in cuts]
+        for _, maps in self._forward(cuts, images, "features"):
+            for i, m in enumerate(maps):
+                parts[i].append(_normal(m, *scaling[i]))
+        return [np.concatenate(p) for p in parts]
+
     def head(self, cut: Cut) -> Callable[[torch.Tensor], torch.Tensor]:
         """The public head as white-box attackers use it: images in [0, 1] to normalised maps."""
         module = capture(self.graph, [cut]).to(self.device)

@@ -144,6 +144,11 @@ class Linear(Attacker):
             raise AttackError(f"{self!r} could not solve its normal equations at any ridge weight")
         self._weight, self._bias = chosen
 
+    @property
+    def side(self) -> int:
+        """Side of the rebuilt images, pixels."""
+        return self._resolution
+
     def reconstruct(self, features: np.ndarray) -> torch.Tensor:
         """Apply the regression as one convolution and put the patches side by side."""
         return checked(self.predict(features), self)

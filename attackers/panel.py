@@ -14,11 +14,13 @@ from .decoder import Decoder
 from .ensemble import Ensemble
 from .hybrid import Hybrid
 from .linear import Linear
+from .newton import Newton
 from .rmle import Rmle
+from .sketch import Sketch
 
 GROUP = "partopt.attackers"
 ATTACKERS: dict[str, type[Attacker]] = {
-    a.name: a for a in (Blind, Linear, Decoder, CGan, Rmle, Hybrid, Ensemble)
+    a.name: a for a in (Blind, Linear, Sketch, Newton, Decoder, CGan, Rmle, Hybrid, Ensemble)
 }
 
 

@@ -19,9 +19,7 @@ from partopt.cache import cache_dir
 from partopt.datasets import load_images
 from partopt.models import load_model
 from partopt.optimizer.budgets import pick
-from partopt.optimizer.choose import choose
 from partopt.optimizer.floor import floor_of
-from partopt.optimizer.rule import judge
 from partopt.optimizer.search import Search
 from partopt.profilers.profile import profile
 
@@ -60,8 +58,7 @@ def main() -> int:
                 for part in ("train", "mirrored"):
                     store.rows(cut, part, cuts)
             outcome = search.run()
-            verdicts = judge([c.name for c in cuts], search.plan.panel, outcome.evidence, args.ssim)
-            picked = choose(cuts, latencies, [i for i, v in enumerate(verdicts) if v.safe])
+            picked = search.answer()
             answer = "none" if picked is None else cuts[picked].name
             rows[way] = (outcome, answer)
             print(

@@ -81,6 +81,7 @@ def export(
     threads: int = 1,
     labels: str | None = None,
     sign: Path | None = None,
+    even_if_slower: bool = False,
     trust_model: bool = False,
     seed: int = 0,
     stage: Callable[[str], None] = lambda text: None,
@@ -98,6 +99,7 @@ def export(
         threads: Compute threads that the enclave is sized for.
         labels: ``imagenet``, a text file with a label a line, or None: the model's own.
         sign: Key for ``gramine-sgx-sign``.
+        even_if_slower: Go on where the split config recommends not to split.
         trust_model: Allow a ``.pt2`` file.
         seed: For the input that programs are compared on.
         stage: Told what is going on.
@@ -108,6 +110,12 @@ def export(
     config = c.SplitConfig.read(split_config)
     if config.cut is None:
         raise UsageError(f"`split` got {str(split_config)!r}, which has no cut: none was safe")
+    if config.recommendation == "do not split" and not even_if_slower:
+        raise UsageError(
+            f"`split` got {str(split_config)!r}, which recommends not to split: "
+            f"{config.recommended_because}; keep the whole model in the enclave, or go on with "
+            "--even-if-slower"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"`out` got {str(out)!r}, which is not empty; name a new folder")
     key_file = key or out.with_name(f"{out.name}.key")

@@ -11,6 +11,7 @@ from ..attackers.base import Attacker
 from ..attackers.decoder import Decoder
 from ..attackers.hybrid import Hybrid
 from ..attackers.linear import Linear
+from ..attackers.newton import Newton
 from ..attackers.panel import make
 from ..attackers.rmle import Rmle
 from ..datasets import Split
@@ -31,6 +32,7 @@ class Budget:
         minimum_images: Fewer usable images are an error.
         settings: Attackers of the panel with their settings, cheap ones first.
         others: Settings of attackers that run when they are asked for.
+        sweep: Settings of the attacker `sketch`, which goes over cuts which were not sampled.
     """
 
     name: str
@@ -40,6 +42,12 @@ class Budget:
     minimum_images: int
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sweep: dict[str, Any] = field(default_factory=dict)
+
+    def epochs(self, name: str) -> int | None:
+        """For how many epochs an attacker trains here; None: without epochs, or not in here."""
+        settings = {**self.others, **self.settings}.get(name)
+        return None if settings is None else epochs_of(make(name, settings))
 
     def panel(self, names: list[str] | None = None) -> dict[str, Attacker]:
         """The attackers by name, `blind` left out, cheap ones first."""
@@ -49,6 +57,12 @@ class Budget:
         if not made:
             raise UsageError(f"`attackers` got {names}; name one besides blind, which is the floor")
         return {a.name: a for a in sorted(made, key=lambda a: a.rank)}
+
+
+def epochs_of(attacker: Attacker) -> int | None:
+    """For how many epochs an attacker trains; None: it trains without epochs."""
+    found = attacker.settings().get("epochs")
+    return found if isinstance(found, int) else None
 
 
 _QUICK_LINEAR = Linear(max_cells=40_000, max_terms=1300)
@@ -74,6 +88,7 @@ BUDGETS = {
         100,
         {
             "linear": {"max_cells": 40_000, "max_terms": 1300},
+            "newton": Newton(gain=0.02, linear=_QUICK_LINEAR).settings(),
             "decoder": _QUICK_DECODER.settings(),
         },
         {
@@ -82,6 +97,7 @@ BUDGETS = {
             "hybrid": _HYBRID,
             "ensemble": {**_FEW_STEPS, "hybrid": Hybrid(**_HYBRID), "rmle": Rmle(**_RMLE)},
         },
+        {"max_cells": 12_000, "max_terms": 700, "ridges": (1e-2, 1e-1, 10.0)},
     ),
     "standard": Budget(
         "standard",
@@ -91,6 +107,7 @@ BUDGETS = {
         400,
         {
             "linear": {},
+            "newton": {},
             "decoder": _DECODER.settings(),
             "hybrid": {"steps": 150, "decoder": _DECODER},
         },
@@ -104,6 +121,7 @@ BUDGETS = {
         1000,
         {
             "linear": {},
+            "newton": {},
             "decoder": _FULL_DECODER.settings(),
             "cgan": {},
             "rmle": {},
@@ -119,17 +137,23 @@ def evidence_of(budget: Budget, panel: Collection[str], images: int, resolution:
 
     Args:
         budget: The level asked for.
-        panel: Names of the attackers that ran.
+        panel: The attackers that ran by name, or their names alone; fewer epochs than a level has
+            are less than that level.
         images: How many images there were.
         resolution: Side in pixels at which they were scored; below 112 nothing is certified.
     """
     if resolution < 112:
         return "screening"
     order: list[Evidence] = ["screening", "standard", "full"]
+
+    def long_enough(level: Budget) -> bool:
+        attackers = panel.items() if isinstance(panel, Mapping) else ()
+        return all((epochs_of(a) or 0) >= (level.epochs(n) or 0) for n, a in attackers)
+
     levels = [
         order.index(b.evidence)
         for b in BUDGETS.values()
-        if b.split.total <= images and set(b.settings) <= set(panel)
+        if b.split.total <= images and set(b.settings) <= set(panel) and long_enough(b)
     ]
     return order[min(order.index(budget.evidence), max(levels, default=0))]
 

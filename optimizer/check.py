@@ -281,13 +281,16 @@ def _latency_and_choice(
 ) -> None:
     config, graph = subject.config, subject.graph
     rows = config.cuts if result.found is None else result.found.config.cuts
-    cuts = [c for c in subject.cuts if c.name in {row.name for row in rows}]
-    times = None
+    now = None
     if tolerance is None:
         result.add("latency", "skipped", "switched off")
     else:
-        times = drift.latency_holds(result, config, graph, subject.cuts, tolerance)
+        now = drift.latency_holds(result, config, graph, subject.cuts, tolerance)
+    there = {row.name for row in rows}
+    cuts = subject.cuts if now is not None else [c for c in subject.cuts if c.name in there]
+    candidates = drift.candidates(config, cuts, rows, now)
+    drift.still_pays(result, config, graph, candidates)
     if safe is None:
         result.add("best cut", "skipped", "no evidence to choose on")
         return
-    drift.still_best(result, config, graph, cuts, times or drift.row_times(rows, cuts), safe)
+    drift.still_best(result, config, graph, candidates, drift.leaks(rows, safe))

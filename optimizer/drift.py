@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 from ..config import CutRow, SplitConfig
 from ..errors import BackendError
@@ -11,7 +12,7 @@ from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import CutLatency, Figure, Profile
 from ..profilers.profile import profile
 from .checked import CheckResult, What
-from .choose import TIE, choose
+from .choose import TIE, Candidates, choose
 
 
 def stored_times(config: SplitConfig, cuts: Sequence[Cut]) -> Profile | None:
@@ -32,7 +33,7 @@ def stored_times(config: SplitConfig, cuts: Sequence[Cut]) -> Profile | None:
 
 def latency_holds(
     result: CheckResult, config: SplitConfig, graph: LayerGraph, cuts: list[Cut], tolerance: float
-) -> list[CutLatency] | None:
+) -> Profile | None:
     """Measure anew and compare ratios to the full-enclave time; None where that cannot be done.
 
     Args:
@@ -68,20 +69,56 @@ def latency_holds(
     text = f"{after:.2f} of the full-enclave time of the same run, stored {before:.2f}"
     what: What = "slower" if after > before * (1 + tolerance) else "holds"
     result.add("latency", what, text)
-    return now.cuts
+    return now
+
+
+def candidates(
+    config: SplitConfig, cuts: Sequence[Cut], rows: Sequence[CutRow], now: Profile | None
+) -> Candidates:
+    """The cuts with their times: those of `now`, which measured them, or those in `rows`."""
+    latency = config.latency_ms
+    assert latency is not None
+    if now is not None:
+        return Candidates.of(cuts, now.cuts, now.full_enclave, now.full_accelerator)
+    inside, outside = (_figure(latency, part) for part in ("full_enclave", "full_accelerator"))
+    return Candidates.of(cuts, row_times(rows, cuts), inside, outside)
+
+
+def leaks(rows: Sequence[CutRow], safe: Collection[str]) -> dict[str, float]:
+    """Upper end of the score, here and later, of the safe cuts by name; none of a sweep's."""
+    return {
+        row.name: math.inf if row.suffix_high is None else row.suffix_high
+        for row in rows
+        if row.name in safe and not row.swept
+    }
+
+
+def still_pays(
+    result: CheckResult, config: SplitConfig, graph: LayerGraph, found: Candidates
+) -> None:
+    """Whether the split is still faster than the whole model inside, where times can say."""
+    advice = found.advise(_position(graph, found.cuts, config))
+    if advice is None or advice.what == "not compared" or config.recommendation is None:
+        return
+    if config.recommendation == "do not split":
+        result.add("split or not", "skipped", "the config itself recommends not to split")
+    elif advice.what == "split":
+        result.add("split or not", "holds", advice.reason)
+    else:
+        result.add("split or not", "moved", f"to the whole model in the enclave: {advice.reason}")
 
 
 def still_best(
     result: CheckResult,
     config: SplitConfig,
     graph: LayerGraph,
-    cuts: list[Cut],
-    times: Sequence[CutLatency],
-    safe: Collection[str],
+    found: Candidates,
+    leaking: Mapping[str, float],
 ) -> None:
-    """Choose among the safe cuts, by name, and compare with the one deployed."""
-    allowed = [i for i, cut in enumerate(cuts) if cut.name in safe]
-    best = choose(cuts, times, allowed)
+    """Choose among the safe cuts, those in `leaking`, and compare with the one deployed."""
+    cuts, times = found.cuts, found.latencies
+    allowed = [i for i, cut in enumerate(cuts) if cut.name in leaking]
+    best = choose(found, allowed, {i: leaking[cuts[i].name] for i in allowed})
     if best is None:
         result.add("best cut", "skipped", "no cut is safe")
         return

@@ -10,6 +10,7 @@ from typing import Protocol
 from .. import arguments
 from .. import config as c
 from ..attackers.features import FeatureStore
+from ..attackers.sketch import Sketch
 from ..cache import cache_dir
 from ..datasets import load_images
 from ..errors import DataError, UsageError
@@ -20,15 +21,16 @@ from ..profilers.base import Profile
 from ..profilers.profile import modelled, profile, verify
 from ..profilers.sgx_model import SgxModel
 from ..traceargs import Tracing
-from .budgets import Budget, pick
-from .choose import choose
+from .budgets import Budget, evidence_of, pick
+from .choose import compares
 from .floor import floor_of
+from .minima import grant_of
 from .protocols import protocol_of
 from .result import build_config
-from .rule import Verdict, judge
+from .rule import Verdict
 from .search import Search
+from .settle import Effort, note, settle
 from .storage import open_storage
-from .tune import tune as tune_boundary
 
 
 class Watcher(Protocol):
@@ -225,30 +227,46 @@ def find(
     store.on_progress = watcher.progress
 
     watcher.stage(f"attacking {len(listed)} cuts with {', '.join(panel)}", len(listed) * len(panel))
-    search = Search(
-        listed, timing.cuts, store, panel, floor,
-        threshold=terms.threshold, scale=terms.scale, interval=terms.interval, resolution=side,
-        storage=opened, seed=seed, device=device, exhaustive=exhaustive, first=first,
-        attack=attack,
-        on_progress=watcher.progress,
-        on_done=lambda cut, a, leaks: watcher.attacked(cut.name, a.attacker, a.score, leaks),
+    evidence = evidence_of(chosen_budget, panel, images.split.total, side)
+    sweeps = attack and terms.name == "strict"
+    effort = Effort(
+        graph.cuts("all") if sweeps else [], Sketch(**chosen_budget.sweep),
+        grant_of(images.split, panel, evidence, terms.budgets), tune if attack else 0, workers,
     )  # fmt: skip
-    search.on_tuned = lambda cut, name, score: watcher.attacked(
-        cut.name, name, score.value, score.low >= terms.threshold
-    )
-    outcome = search.run(workers)
-    remarks = tune_boundary(search, tune, watcher.stage) if tune and attack else []
-    verdicts = judge(
-        [cut.name for cut in listed], search.plan.panel, outcome.evidence, terms.threshold
-    )
-    pick_index = choose(listed, timing.cuts, [i for i, v in enumerate(verdicts) if v.safe])
+
+    def make(over: list[Cut], latencies: Profile) -> Search:
+        inside, outside = latencies.full_enclave, latencies.full_accelerator
+        search = Search(
+            over, latencies.cuts, store, panel, floor,
+            threshold=terms.threshold, scale=terms.scale, interval=terms.interval, resolution=side,
+            storage=opened, seed=seed, device=device, exhaustive=exhaustive, first=first,
+            attack=attack, whole=inside if compares(inside, outside) else None,
+            on_progress=watcher.progress,
+            on_done=lambda cut, a, leaks: watcher.attacked(cut.name, a.attacker, a.score, leaks),
+        )  # fmt: skip
+        search.on_tuned = lambda cut, name, score: watcher.attacked(
+            cut.name, name, score.value, score.low >= terms.threshold
+        )
+        return search
+
+    def time_of(more: list[Cut]) -> Profile:
+        found = profile(
+            graph, more, enclave=enclave, accelerator=accelerator, threads=threads, batch=batch,
+            repetitions=repetitions, seed=seed, progress=lambda s: watcher.progress("profile", s),
+        )  # fmt: skip
+        return modelled(found, graph, more, sgx_model) if isinstance(sgx_model, SgxModel) else found
+
+    as_measured = {c.node: t for c, t in zip(listed, measured.cuts, strict=True)}
+    settled = settle(listed, timing, make, time_of, effort, watcher)
+    listed, timing, pick_index = settled.cuts, settled.timing, settled.chosen
+    verdicts, outcome = settled.verdicts, settled.outcome
     cut = None if pick_index is None else listed[pick_index]
 
     verified = None
     if pick_index is not None and times is None:
         watcher.stage(f"running the split at {listed[pick_index].name} for real")
         verified = verify(
-            graph, listed[pick_index], measured.cuts[pick_index],
+            graph, listed[pick_index], as_measured[listed[pick_index].node],
             enclave=enclave, accelerator=accelerator, threads=threads, batch=batch, seed=seed,
         )  # fmt: skip
     config = build_config(
@@ -256,7 +274,7 @@ def find(
         verdicts, pick_index, verified, terms, seed, storage_name, command,
     )  # fmt: skip
     config.privacy.tuned = tune
-    config.warnings += remarks
+    note(config, settled)
     return SplitResult(config, cut, listed, verdicts, graph, model)
 
 

@@ -22,9 +22,11 @@ from ..models import LoadedModel
 from . import drift
 from .checked import CheckResult
 from .find import SplitResult, Watcher, find
+from .minima import grant_of
 from .policy import Policy, Terms, laxer
 from .rule import Evidence, judge
 from .search import attack_key, plugin_source
+from .sweep import may_leak
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,15 @@ def stored_evidence(
         for a in row.attacks
     }
     names = [row.name for row in config.cuts]
-    verdicts = judge(names, list(terms.panel), evidence, protocol.threshold)
+    p = config.privacy
+    grant = grant_of(Split(**p.images), {}, p.evidence, protocol.budgets)
+    verdicts = judge(names, list(terms.panel), evidence, protocol.threshold, grant)
     verdict = verdicts[names.index(deployed)]
+    suspect = may_leak(config.sweep, protocol.threshold)
+    if verdict.safe and suspect is not None:
+        why = f"{suspect}, which was only swept, may leak"
+        result.add("privacy", "regressed", f"stored evidence does not protect: {why}")
+        return set()
     if verdict.safe:
         result.add(
             "privacy",

@@ -20,7 +20,8 @@ class Plan:
 
     Attributes:
         names: Cut names in execution order.
-        ranks: Attacker -> rank; those of the lowest rank run on all cuts first.
+        ranks: Attacker -> rank; those of the lowest rank run on all cuts first, the first of them
+            everywhere, the others where no leak is proven yet.
         threshold: Scores at or above it leak.
         could_win: Given the safe cuts so far and a cut, whether the answer could still be that cut
             (by latency), were it safe.
@@ -38,6 +39,12 @@ class Plan:
         """Attackers, cheap ones first."""
         return sorted(self.ranks, key=lambda a: (self.ranks[a], a))
 
+    @property
+    def cheap(self) -> list[str]:
+        """The attackers of the lowest rank."""
+        lowest = min(self.ranks.values())
+        return [a for a in self.panel if self.ranks[a] == lowest]
+
     def next(self, evidence: Mapping[Job, Evidence], running: Collection[Job] = ()) -> Job | None:
         """The next job that nobody runs, or None where nothing is left to start now."""
         if self.first is not None:
@@ -46,14 +53,16 @@ class Plan:
             found = evidence[self.first].score
             if found is not None and found.low >= self.threshold:
                 return None
-        cheapest = min(self.ranks.values())
         backwards = range(len(self.names) - 1, -1, -1)
-        for attacker in self.panel:
-            if self.ranks[attacker] == cheapest:
-                for i in backwards:
-                    if (i, attacker) not in evidence and (i, attacker) not in running:
-                        return i, attacker
         verdicts = judge(self.names, self.panel, evidence, self.threshold)
+        cheap = self.cheap
+        for i in backwards:
+            for attacker in cheap:
+                # Where a leak is proven, here or later, a second cheap attacker decides nothing.
+                if attacker != cheap[0] and verdicts[i].suffix_low >= self.threshold:
+                    continue
+                if (i, attacker) not in evidence and (i, attacker) not in running:
+                    return i, attacker
         safe: list[int] = []
         for i in backwards:
             verdict = verdicts[i]

@@ -49,6 +49,22 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Grant:
+    """What the cuts of a run that pass the rule may be called, and what it had too little of.
+
+    Attributes:
+        status: ``safe``, ``screened`` or ``undecided``.
+        shortfall: One sentence with the number that would settle it; empty for ``safe``.
+    """
+
+    status: Status = "safe"
+    shortfall: str = ""
+
+
+PASSED = ("safe", "screened")
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The rule applied to one cut. Scores are None where nothing is known."""
 
@@ -64,8 +80,36 @@ class Verdict:
 
     @property
     def safe(self) -> bool:
-        """Whether the cut may be used."""
-        return self.status == "safe"
+        """Whether the cut may be used; `status` says whether it is certified or screened."""
+        return self.status in PASSED
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is known of one cut and of those after it, for its status.
+
+    Attributes:
+        name: Of the cut.
+        low: Lower end here.
+        suffix_low, suffix_high: Ends here and later; infinite where evidence is missing.
+        worst: Name of the cut where `suffix_high` is.
+        complete: Whether the panel ran in full here.
+        gap: The last cut where it did not; empty where there is none.
+        failed: Whether an attack failed here.
+        attacked: Whether there is any evidence here.
+        blocked: The last cut after this one that has complete evidence and is not safe.
+    """
+
+    name: str
+    low: float | None
+    suffix_low: float
+    suffix_high: float
+    worst: str
+    complete: bool
+    gap: str
+    failed: bool
+    attacked: bool
+    blocked: str
 
 
 def judge(
@@ -73,6 +117,7 @@ def judge(
     panel: Sequence[str],
     evidence: Mapping[tuple[int, str], Evidence],
     threshold: float,
+    grant: Grant | None = None,
 ) -> list[Verdict]:
     """Apply the rule to every cut.
 
@@ -81,12 +126,12 @@ def judge(
         panel: Names of the attackers that must have run.
         evidence: By (cut index, attacker).
         threshold: Scores at or above it leak.
+        grant: What a cut that passes may be called; None is safe.
     """
+    grant = grant or Grant()
     verdicts: list[Verdict] = []
     high_after, low_after, value_after = -math.inf, -math.inf, None
-    worst_after = ""
-    all_complete = True
-    gap = ""
+    worst_after = gap = ""
     blocked = ""  # the last cut with complete evidence that is not safe
     for i in reversed(range(len(names))):
         found = {a: evidence[i, a] for a in panel if (i, a) in evidence}
@@ -103,50 +148,57 @@ def judge(
         own_high = high if high is not None and complete else math.inf
         if own_high > high_after:
             high_after, worst_after = own_high, names[i]
-        if not complete and all_complete:
-            all_complete, gap = False, names[i]
-        failed = any(e.score is None for e in found.values())
-        status, reason = _status(
-            names[i], low, low_after, high_after, worst_after, threshold,
-            complete, all_complete, gap, failed, bool(found), blocked,
-        )  # fmt: skip
+        if not complete and not gap:
+            gap = names[i]
+        here = _Found(
+            name=names[i],
+            low=low,
+            suffix_low=low_after,
+            suffix_high=high_after,
+            worst=worst_after,
+            complete=complete,
+            gap=gap,
+            failed=any(e.score is None for e in found.values()),
+            attacked=bool(found),
+            blocked=blocked,
+        )
+        status, reason = _status(here, threshold)
         if status != "safe" and complete and not blocked:
             blocked = names[i]
+        if status == "safe" and grant.status != "safe":
+            status, reason = grant.status, f"{reason}, but {grant.shortfall}"
         verdicts.append(
-            Verdict(value, low, high, value_after, high_after, low_after, complete, status, reason)
+            Verdict(
+                value=value,
+                low=low,
+                high=high,
+                suffix_value=value_after,
+                suffix_high=high_after,
+                suffix_low=low_after,
+                complete=complete,
+                status=status,
+                reason=reason,
+            )
         )
     return verdicts[::-1]
 
 
-def _status(
-    name: str,
-    low: float | None,
-    suffix_low: float,
-    suffix_high: float,
-    worst: str,
-    threshold: float,
-    complete: bool,
-    all_complete: bool,
-    gap: str,
-    failed: bool,
-    attacked: bool,
-    blocked: str,
-) -> tuple[Status, str]:
-    if low is not None and low >= threshold:
+def _status(here: _Found, threshold: float) -> tuple[Status, str]:
+    if here.low is not None and here.low >= threshold:
         return "leaks", "proven here"
-    if suffix_low >= threshold:
+    if here.suffix_low >= threshold:
         return "leaks", "proven at a later cut"
-    if all_complete and suffix_high < threshold:
+    if not here.gap and here.suffix_high < threshold:
         return "safe", "below the threshold here and later"
-    if failed:
+    if here.failed:
         return "failed", "an attack failed: counts as leaking"
-    if not complete and blocked:
-        return "undecided", f"a later cut, {blocked}, is not proven safe"
-    if not complete and not attacked:
+    if not here.complete and here.blocked:
+        return "undecided", f"a later cut, {here.blocked}, is not proven safe"
+    if not here.complete and not here.attacked:
         return "not attacked", "counts as leaking"
-    if not complete:
+    if not here.complete:
         return "not attacked", "not every attacker ran: counts as leaking"
-    if not all_complete:
-        return "undecided", f"not every attacker ran at {gap}: counts as leaking"
-    where = "here" if worst == name else f"at {worst}"
+    if here.gap:
+        return "undecided", f"not every attacker ran at {here.gap}: counts as leaking"
+    where = "here" if here.worst == here.name else f"at {here.worst}"
     return "undecided", f"the interval {where} reaches the threshold: counts as leaking"

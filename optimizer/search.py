@@ -33,12 +33,12 @@ from ..errors import ConfigError, PartoptError, StorageError
 from ..graph import Cut
 from ..hashing import derive_seed, hash_json
 from ..notices import notice
-from ..profilers.base import CutLatency
+from ..profilers.base import CutLatency, Figure
 from ..sources import attack_source, file_digest
-from .choose import choose
+from .choose import Candidates, choose
 from .pairs import arm, pairs_of
 from .plan import Job, Plan
-from .rule import Evidence, judge
+from .rule import Evidence, Grant, Verdict, judge
 from .sampler import PRIVACY, NothingLeft, SuffixSampler, running_jobs
 from .storage import (
     CLAIM,
@@ -73,9 +73,11 @@ class Outcome:
 class Search:
     """One search over the cuts of one model.
 
+    A subclass that does not certify has trials that are never feasible.
+
     Args:
         cuts: In execution order.
-        latencies: Of the same cuts.
+        latencies: Of the same cuts; none where nothing hangs on them.
         store: Their features.
         panel: Attackers by name, with their settings.
         floor: SSIM of the blind attacker per test image.
@@ -90,9 +92,13 @@ class Search:
         first: Name of a cut and of an attacker to begin with; a leak proven there ends the search,
             and without one it goes on at least as far as that cut.
         attack: False runs nothing: only what the storage has is evidence.
+        whole: Time of the whole model in the enclave; None where comparing with it is void.
         on_progress: Called with what is being done and the share of that job.
         on_done: Called after each attack with its cut and result.
     """
+
+    purpose = "search"
+    certifies = True
 
     def __init__(
         self,
@@ -112,11 +118,15 @@ class Search:
         exhaustive: bool = False,
         first: tuple[str, str] | None = None,
         attack: bool = True,
+        whole: Figure | None = None,
         on_progress: Callable[[str, float], None] | None = None,
         on_done: Callable[[Cut, Attack, bool], None] | None = None,
     ) -> None:
         self.cuts = list(cuts)
         self.latencies = list(latencies)
+        self.candidates = Candidates(self.cuts, self.latencies, whole)
+        self.grant = Grant()  # what a cut that passes the rule may be called
+        self.promoted: frozenset[int] = frozenset()  # nodes of cuts that are never the answer
         self.store = store
         self.panel = dict(panel)
         self.floor = floor
@@ -199,6 +209,7 @@ class Search:
                 self.names,
                 [self.key(cut, a) for cut in self.cuts for a in self.panel.values()],
                 self.exhaustive,
+                self.purpose,
             ]
         )
         study = optuna.create_study(
@@ -293,16 +304,38 @@ class Search:
             return None
         if not self.exhaustive:
             return self.plan.next(self.outcome.evidence, running)
-        for attacker in self.plan.panel:
-            for i in reversed(range(len(self.cuts))):
+        return self._next_of_all(running)
+
+    def _next_of_all(self, running: Collection[Job]) -> Job | None:
+        # Cut by cut: an attacker then finds fitted what it is built on.
+        for i in reversed(range(len(self.cuts))):
+            for attacker in self.plan.panel:
                 job = (i, attacker)
                 if job not in self.outcome.evidence and job not in running:
                     return job
         return None
 
     def _could_win(self, safe: Sequence[int], candidate: int) -> bool:
-        asked = self.plan.first is not None and self.plan.first[0] == candidate
-        return asked or choose(self.cuts, self.latencies, [*safe, candidate]) == candidate
+        if self.plan.first is not None and self.plan.first[0] == candidate:
+            return True  # its verdict was asked for
+        verdicts = self.verdicts()
+        leaks = {i: verdicts[i].suffix_high for i in safe}
+        return self.candidates.could_win(safe, candidate, leaks)
+
+    def answer(self) -> int | None:
+        """Index of the cut to use on the evidence so far, or None where none is safe."""
+        verdicts = self.verdicts()
+        safe = [
+            i for i, v in enumerate(verdicts) if v.safe and self.cuts[i].node not in self.promoted
+        ]
+        return choose(self.candidates, safe, {i: verdicts[i].suffix_high for i in safe})
+
+    def verdicts(self) -> list[Verdict]:
+        """The rule applied to the evidence so far, by cut."""
+        with self._lock:
+            return judge(
+                self.names, self.plan.panel, self.outcome.evidence, self.threshold, self.grant
+            )
 
     def _work(self, study: optuna.Study) -> None:
         pause = 0.05
@@ -411,13 +444,10 @@ class Search:
                 trial.set_user_attr(name, value)
             self.keep_pictures(trial, job, attacker, key)
             self.record(job, attack)
-            with self._lock:
-                verdict = judge(self.names, self.plan.panel, self.outcome.evidence, self.threshold)[
-                    job[0]
-                ]
+            verdict = self.verdicts()[job[0]]
             margin = verdict.suffix_high - self.threshold
-            trial.set_constraint(PRIVACY, margin if verdict.safe else 1.0)
-            study.tell(trial, self.latencies[job[0]].total.ms)
+            trial.set_constraint(PRIVACY, margin if verdict.safe and self.certifies else 1.0)
+            study.tell(trial, self.latencies[job[0]].total.ms if self.latencies else 0.0)
         except UpdateFinishedTrialError:
             # Only from a machine that shares the storage and took this process for dead.
             notice(f"another run took over {job[1]} on {cut.name}: the result is not stored")
@@ -516,8 +546,7 @@ class Search:
 
     def _likely_next(self, index: int) -> list[Cut]:
         """Cuts whose features the same pass should make: those not yet proven to leak."""
-        with self._lock:
-            verdicts = judge(self.names, self.plan.panel, self.outcome.evidence, self.threshold)
+        verdicts = self.verdicts()
         order = [*reversed(range(index + 1)), *range(index + 1, len(self.cuts))]
         return [
             self.cuts[i]

@@ -22,10 +22,8 @@ from ..attackers.scoring import ssim_of
 from ..config import Attack
 from ..errors import PartoptError, StorageError
 from ..hashing import derive_seed, hash_json
-from .choose import choose
 from .pairs import pairs_of
 from .plan import Job
-from .rule import judge
 from .search import ATTACK_VERSION, Search
 from .storage import alone, fail_orphans, owner, spoken
 
@@ -50,7 +48,7 @@ def tune(search: Search, trials: int, tell: Tell = lambda text, jobs: None) -> l
     left = [n for n in search.panel if n not in names]
     said = [f"tuning left {', '.join(left)} as they were: no settings to look for"] if left else []
     tuned: set[int] = set()
-    while (pick := _answer(search)) is not None and pick not in tuned:
+    while (pick := search.answer()) is not None and pick not in tuned:
         # The cut before first: what inverts it best is a good guess for the cut returned.
         cuts = [i for i in (pick - 1, pick) if i >= 0 and i not in tuned]
         tell(
@@ -67,12 +65,6 @@ def tune(search: Search, trials: int, tell: Tell = lambda text, jobs: None) -> l
                     first = best
         tuned.update(cuts)
     return said
-
-
-def _answer(search: Search) -> int | None:
-    verdicts = judge(search.names, search.plan.panel, search.outcome.evidence, search.threshold)
-    safe = [i for i, v in enumerate(verdicts) if v.safe]
-    return choose(search.cuts, search.latencies, safe)
 
 
 def _tune_one(

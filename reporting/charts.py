@@ -152,8 +152,8 @@ def leakage(config: SplitConfig) -> Any:
 def front(config: SplitConfig) -> Any:
     """Latency against leakage, one point a cut, the chosen one marked."""
     figure, axes = new_figure(8.2, 4.2)
-    colours = {"safe": GREEN, "leaks": RED, "undecided": YELLOW}
-    for status in ("safe", "undecided", "leaks"):
+    colours = {"safe": GREEN, "screened": GREEN, "leaks": RED, "undecided": YELLOW}
+    for status in ("safe", "screened", "undecided", "leaks"):
         rows = [r for r in config.cuts if r.status == status and r.suffix_score is not None]
         if rows:
             axes.scatter(

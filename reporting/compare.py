@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from ..config import SplitConfig
+from .table import advised
 
 
 def compare(a: SplitConfig, b: SplitConfig) -> Table:
@@ -37,6 +38,7 @@ def _facts(c: SplitConfig) -> dict[str, str]:
         "floor": f"{p.floor:.3f}",
         "cut": c.cut.name if c.cut else "none is safe",
         "score at the cut": "-" if p.score is None else f"{p.score:.3f} (at most {p.high:.3f})",
+        "split or not": advised(c) if c.cut else "-",
         "total ms": "-" if lat is None else f"{lat.total.ms:.2f} ({lat.total.basis})",
         "full enclave ms": f"{c.full_enclave_ms.ms:.2f} ({c.full_enclave_ms.basis})",
         "ratio": "-" if lat is None else f"{lat.full_enclave.ms / lat.total.ms:.2f}x",

@@ -15,7 +15,7 @@ from ..cache import written_whole
 from ..config import Attack, CutRow, SplitConfig
 from ..errors import BackendError, UsageError
 from .charts import CHARTS, to_png, to_svg
-from .table import failed_attacks, human_bytes
+from .table import advised, failed_attacks, human_bytes, outside, swept, upper_ends
 
 FORMATS = ("html", "md", "svg", "png", "csv")
 _MAX_PICTURE = 8 << 20
@@ -35,23 +35,31 @@ def verdict(config: SplitConfig) -> str:
     p, m = config.privacy, config.model
     scale = "SSIM above the floor" if p.scale == "corrected" else "raw SSIM"
     if config.cut is None or config.latency_ms is None:
+        if any(r.status == "undecided" for r in config.cuts) and p.shortfall:
+            return f"No cut of {m.spec} is decided: {p.shortfall}."
         return f"No cut of {m.spec} keeps every attack below {p.threshold:g} ({scale})."
     lat = config.latency_ms
-    ratio = lat.full_enclave.ms / lat.total.ms if lat.total.ms else 1.0
-    what = (
-        f"no attack of the panel rebuilds unseen images beyond {p.high or 0.0:.2f} ({scale}, "
-        f"threshold {p.threshold:g}) there, nor above the threshold at any later cut"
-    )
+    what = f"the strongest attack on unseen images reaches {upper_ends(config)} in {scale}, "
+    what += f"threshold {p.threshold:g}"
     if p.protocol == "paper":
         what = (
             f"by the published rule alone, which certifies nothing: the c-GAN's mean {scale} is "
             f"{p.score or 0.0:.2f} there and below {p.threshold:g} at every later point"
         )
-    return (
-        f"Cut {m.spec} after {config.cut.name}: {what}, and a run takes {lat.total.ms:.1f} ms "
-        f"against {lat.full_enclave.ms:.1f} ms for everything in the enclave: {ratio:.2f}x the "
-        f"speed ({lat.total.basis})."
-    )
+    if advised(config) == "do not split":
+        return (
+            f"Do not split {m.spec}: all of it in the enclave takes {lat.full_enclave.ms:.1f} ms "
+            f"and leaks nothing, and the fastest safe cut, after {config.cut.name} ({what}), takes "
+            f"{lat.total.ms:.1f} ms ({lat.total.basis})."
+        )
+    times = f"it {outside(config)}"
+    if advised(config) == "split":
+        ratio = lat.full_enclave.ms / lat.total.ms if lat.total.ms else 1.0
+        times = (
+            f"a run takes {lat.total.ms:.1f} ms against {lat.full_enclave.ms:.1f} ms for "
+            f"everything in the enclave: {ratio:.2f}x the speed ({lat.total.basis})"
+        )
+    return f"Cut {m.spec} after {config.cut.name}: {what}; {times}."
 
 
 def _best_attack(row: CutRow) -> Any:
@@ -110,6 +118,8 @@ def settings(config: SplitConfig) -> list[tuple[str, str]]:
         ("tuning", f"{p.tuned} settings of each attacker at the cut and the one before it"),
         ("threshold", f"{p.threshold:g} on the {p.scale} scale"),
         ("rule", p.rule),
+        ("split or not", f"{advised(config)}: {config.recommended_because or 'from its times'}"),
+        ("sweep", swept(config) or "none"),
         ("evidence", p.evidence),
         ("floor", f"{p.floor:.3f} (95th percentile {p.floor_p95:.3f})"),
         ("SSIM", f"{p.ssim}; {p.resolution}x{p.resolution}"),

@@ -6,14 +6,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..config import CutRow, SplitConfig
+from ..config import CutRow, Recommendation, SplitConfig
 from ..graph import Cut, LayerGraph
+from ..optimizer.choose import compares
+from ..optimizer.sweep import bound
 from ..printable import printable
 
-_STYLE = {"safe": "green", "leaks": "red", "undecided": "yellow", "failed": "red bold"}
+_STYLE = {
+    "safe": "green",
+    "screened": "green",
+    "leaks": "red",
+    "undecided": "yellow",
+    "failed": "red bold",
+}
 _WORD = {
-    "safe": "safe", "leaks": "leaks", "undecided": "not proven safe", "failed": "attack failed",
-    "not attacked": "not attacked",
+    "safe": "safe", "screened": "screened", "leaks": "leaks", "undecided": "not proven safe",
+    "failed": "attack failed", "not attacked": "not attacked",
 }  # fmt: skip
 
 
@@ -82,22 +90,35 @@ def _verdict(config: SplitConfig) -> Text:
             default=None,
         )
         text.append(f" of {config.model.spec} at {scale} {p.threshold:g}", style="not bold")
-        if closest is not None:
+        if any(r.status == "undecided" for r in config.cuts) and p.shortfall:
+            text.append(f": {p.shortfall}", style="not bold")
+        elif closest is not None:
             text.append(
                 f": the closest, {closest.name}, reaches {closest.suffix_score:.2f} here or later",
                 style="not bold",
             )
         return text
     lat = config.latency_ms
-    text = Text("Cut after ", style="bold")
-    text.append(config.cut.name, style="bold green")
-    score = f"{p.score:.2f} (at most {p.high:.2f})" if p.score is not None else "-"
-    text.append(
-        f" of {config.model.spec}: {scale} {score} < {p.threshold:g}, "
-        f"{lat.total.ms:.1f} ms against {lat.full_enclave.ms:.1f} ms all in the enclave"
-        f" [{lat.total.basis}]",
-        style="not bold",
-    )
+    plain = f"{scale} {upper_ends(config)} < {p.threshold:g}"
+    if advised(config) == "do not split":
+        text = Text("Do not split ", style="bold yellow")
+        text.append(
+            f"{config.model.spec}: all of it in the enclave takes {lat.full_enclave.ms:.1f} ms and "
+            "leaks nothing; the fastest safe cut, after ",
+            style="not bold",
+        )
+        text.append(config.cut.name, style="bold green")
+        text.append(f", {lat.total.ms:.1f} ms ({plain}) [{lat.total.basis}]", style="not bold")
+    else:
+        text = Text("Cut after ", style="bold")
+        text.append(config.cut.name, style="bold green")
+        times = (
+            f"{lat.total.ms:.1f} ms against {lat.full_enclave.ms:.1f} ms all in the enclave "
+            f"[{lat.total.basis}]"
+        )
+        if advised(config) == "not compared":
+            times = outside(config)
+        text.append(f" of {config.model.spec}: {plain}, {times}", style="not bold")
     if p.protocol == "paper":
         text.append("  PUBLISHED RULE, CERTIFIES NOTHING", style="bold yellow")
     elif p.evidence == "screening":
@@ -105,6 +126,51 @@ def _verdict(config: SplitConfig) -> Text:
     if config.model.random_weights:
         text.append("  RANDOM WEIGHTS", style="bold red")
     return text
+
+
+def advised(config: SplitConfig) -> Recommendation:
+    """Whether to split; for results of older versions from their times' origins."""
+    if config.recommendation is not None:
+        return config.recommendation
+    lat = config.latency_ms
+    void = lat is not None and not compares(lat.full_enclave, lat.full_accelerator)
+    return "not compared" if void else "split"
+
+
+def outside(config: SplitConfig) -> str:
+    """What a cut is worth where times say nothing of a deployment."""
+    assert config.cut is not None
+    head, tail = config.cut.head_flops, config.cut.tail_flops
+    return (
+        f"leaves {tail / max(1, head + tail):.0%} of the work ({tail / 1e6:.4g} of "
+        f"{(head + tail) / 1e6:.4g} MFLOP) to the accelerator; times of this machine say nothing "
+        "of a deployment"
+    )
+
+
+def upper_ends(config: SplitConfig) -> str:
+    """The score at the chosen cut, its own upper end, and the largest of here and later."""
+    p = config.privacy
+    if p.score is None or p.high is None:
+        return "-"
+    row = next((r for r in config.cuts if config.cut and r.name == config.cut.name), None)
+    later = p.suffix_high if p.suffix_high is not None else row and row.suffix_high
+    there = f"{p.score:.2f} (at most {p.high:.2f} at this cut"
+    return f"{there})" if later is None else f"{there}, {later:.2f} here or later)"
+
+
+def swept(config: SplitConfig) -> str | None:
+    """What became of the cuts that were not asked for, in one sentence."""
+    if config.sweep is None:
+        return None
+    rows = [(a.high, s.name) for s in config.sweep.cuts for a in s.attacks if a.high is not None]
+    full = [r.name for r in config.cuts if r.swept]
+    said = f"{len(config.sweep.cuts)} unsampled cuts swept"
+    if rows:
+        said += ", highest upper end {:.2f} at {}".format(*max(rows))
+    most = bound(config.privacy.threshold, config.sweep.lead, config.sweep.proportion)
+    said += f" (attacked in full from {most:.2f} on"
+    return said + (f": {', '.join(full)})" if full else ": none)")
 
 
 def _cuts(config: SplitConfig) -> Table:
@@ -120,6 +186,8 @@ def _cuts(config: SplitConfig) -> Table:
         verdict = _WORD[row.status]
         if "later cut" in row.reason:
             verdict += " (a later cut)"
+        if row.swept:
+            verdict += ", swept"
         table.add_row(
             ("> " if chosen else "  ") + row.name,
             f"{lat.enclave.ms:.2f}",
@@ -167,6 +235,9 @@ def _notes(config: SplitConfig) -> Text:
                 f"Inside Gramine: {w.start_s:.1f} s to start, {w.load_s:.2f} s to load the model, "
                 f"{human_bytes(w.peak_bytes)} at the peak; not part of the times above."
             )
+    found = swept(config)
+    if found is not None:
+        lines.append(f"Sweep: {found}.")
     s = config.search
     lines.append(
         f"Search: {s.trials_run} attacks run, {s.trials_reused} reused, "

@@ -109,6 +109,33 @@ def test_why_attacks_failed_is_said_and_stored(here, capsys):
     assert "not finite" in (here / "poisoned.report.md").read_text()
 
 
+def test_times_of_one_cpu_are_not_sold(here, capsys):
+    assert cli.run([*FIND, "--enclave", "native", "--accelerator", "cpu"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert SplitConfig.read(here / "make.split.json").recommendation == "not compared"
+    headline = shown[: shown.index("cut (last in enclave)")]
+    assert "of the work" in headline
+    assert "say nothing of a deployment" in headline
+    assert "ms against" not in headline
+
+
+def test_do_not_split_is_an_answer_with_a_code_of_its_own(here, capsys):
+    """Enclave and host of the same speed: the hand-off is all that a split adds."""
+    modelled = [*FIND, "--sgx-model", "slowdown=1,transitions=0", "--accelerator", "cpu"]
+    assert cli.run(modelled) == 6
+    shown = capsys.readouterr()
+    assert shown.out.startswith("Do not split clinet:make")
+    assert "--accelerator cuda" in shown.out
+    config = SplitConfig.read(here / "make.split.json")
+    assert config.recommendation == "do not split"
+    assert config.cut is not None
+    assert cli.run(["export", "make.split.json", "--out", "bundle"]) == 2
+    assert "--even-if-slower" in capsys.readouterr().err
+    assert not (here / "bundle").exists()
+    assert cli.run(["export", "make.split.json", "--out", "bundle", "--even-if-slower"]) == 0
+    assert any((here / "bundle").iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -25,6 +25,8 @@ FEW = {"steps": 12, "tvs": (0.03,), "distances": ("l2",), "tuning_images": 8, "b
 HYBRID = Hybrid(decoder=DECODER, **FEW)
 SMALL = {
     "linear": {"max_cells": 20_000},
+    "sketch": {"max_cells": 20_000, "channels": 16},
+    "newton": {"steps": 16, "bent": 8, "tuning_images": 4, "linear": LINEAR},
     "decoder": {"epochs": 4, "width": 24, "narrowest": 12, "batch": 8},
     "cgan": {"epochs": 6, "width": 16, "batch": 8, "l1_weight": 100.0, "lr": 2e-3},
     "rmle": {**FEW, "steps": 60, "lr": 0.1, "tvs": (0.0,), "restarts": 1},

@@ -661,7 +661,7 @@ def test_find_end_to_end(tiny_loaded, small):
     assert config.cut.name == result.cut.name
     chosen = next(r for r in config.cuts if r.name == config.cut.name)
     assert chosen.safe
-    assert chosen.status == "safe"
+    assert chosen.status == "screened"
     after = config.cuts[[r.name for r in config.cuts].index(chosen.name) :]
     assert all(r.high < 0.2 for r in after)
     assert any(r.status == "leaks" for r in config.cuts)
@@ -729,7 +729,7 @@ def test_wrong_arguments(tiny_loaded, small, kwargs, message):
 
 def test_evidence_is_what_the_run_had():
     full, standard = BUDGETS["full"], BUDGETS["standard"]
-    everyone, three = list(full.settings), ["linear", "decoder", "hybrid"]
+    everyone, three = list(full.settings), ["linear", "newton", "decoder", "hybrid"]
     assert evidence_of(full, everyone, 5000, 224) == "full"
     assert evidence_of(full, everyone, 1700, 224) == "standard"
     assert evidence_of(full, everyone, 500, 224) == "screening"
@@ -748,7 +748,7 @@ def test_panels_that_certify_are_white_box_and_share_one_decoder():
         assert {"linear", "decoder", "hybrid"} <= set(panel)
         assert repr(panel["hybrid"].decoder) == repr(panel["decoder"])
     full = BUDGETS["full"].panel()
-    assert list(full) == ["linear", "decoder", "cgan", "rmle", "hybrid", "ensemble"]
+    assert list(full) == ["linear", "newton", "decoder", "cgan", "rmle", "hybrid", "ensemble"]
     assert repr(full["ensemble"].hybrid) == repr(full["hybrid"])
     assert repr(full["ensemble"].rmle) == repr(full["rmle"])
 

@@ -18,9 +18,7 @@ from partopt.attackers.panel import ATTACKERS
 from partopt.config import SplitConfig
 from partopt.datasets import Split
 from partopt.errors import AttackError, UsageError
-from partopt.optimizer import find as find_module
 from partopt.optimizer import search as search_module
-from partopt.optimizer import tune as tune_module
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.find import find
 from partopt.optimizer.storage import open_storage
@@ -56,8 +54,9 @@ def setup(monkeypatch, tmp_path):
     monkeypatch.setitem(BUDGETS, "quick", budget)
     monkeypatch.setitem(registry.ATTACKERS, "shy", Shy)
     # The earliest safe cut, however the times fall.
-    for module in (find_module, search_module, tune_module):
-        monkeypatch.setattr(module, "choose", lambda cuts, times, safe: min(safe, default=None))
+    monkeypatch.setattr(
+        search_module, "choose", lambda candidates, safe, leaks: min(safe, default=None)
+    )
     return {"cuts": "all", "repetitions": 1, "storage": str(tmp_path / "study.journal")}
 
 

@@ -1,0 +1,183 @@
+"""From a search to an answer that stands: tuned, swept, held against the whole model inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from .. import config as c
+from ..attackers.sketch import Sketch
+from ..graph import Cut
+from ..profilers.base import Profile
+from .choose import Advice
+from .rule import Grant, Verdict
+from .search import Outcome, Search
+from .sweep import Swept, sweep
+from .tune import tune as tune_boundary
+
+
+class Stages(Protocol):
+    """Is told what is being done."""
+
+    def stage(self, text: str, jobs: int | None = None) -> None:
+        """A new stage begins."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is done until an answer stands.
+
+    Attributes:
+        every: Every cut of the graph, for the sweep; empty for none.
+        sketch: The sweep's attacker.
+        grant: What a cut that passes the rule may be called.
+        tune: Settings tried for each attacker at the boundary; 0: none.
+        workers: Attacks at a time.
+    """
+
+    every: Sequence[Cut]
+    sketch: Sketch
+    grant: Grant
+    tune: int = 0
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The answer, and all that it stands on.
+
+    Attributes:
+        cuts: Those asked for, and those that a sweep had attacked in full.
+        timing: Their latencies.
+        verdicts: The rule applied to them.
+        chosen: Index of the answer, or None.
+        advice: Whether to split at all; None without an answer.
+        outcome: All attacks on these cuts, and what everything cost.
+        swept: The last sweep; None where there was none.
+        promoted: Nodes of the cuts that a sweep had attacked in full.
+        grant: What a cut that passes the rule may be called.
+        remarks: What the result must say.
+    """
+
+    cuts: list[Cut]
+    timing: Profile
+    verdicts: list[Verdict]
+    chosen: int | None
+    advice: Advice | None
+    outcome: Outcome
+    swept: Swept | None
+    promoted: frozenset[int]
+    grant: Grant
+    remarks: list[str] = field(default_factory=list)
+
+
+def settle(
+    listed: Sequence[Cut],
+    timing: Profile,
+    make: Callable[[list[Cut], Profile], Search],
+    time_of: Callable[[list[Cut]], Profile],
+    effort: Effort,
+    watcher: Stages,
+) -> Settled:
+    """Search, tune and sweep until no cut is left, from the answer on, that may leak.
+
+    A cut that a sweep suspects is attacked in full like those asked for, but is never the answer.
+    If it leaks, the answer moves on, and the sweep is repeated from there.
+
+    Args:
+        listed: The cuts asked for.
+        timing: Their latencies.
+        make: A search over given cuts with their latencies.
+        time_of: Measures further cuts.
+        effort: What is done.
+        watcher: Is told of stages.
+    """
+    cuts, promoted, swept = list(listed), frozenset[int](), None
+    cost = Outcome()
+    while True:
+        search = make(cuts, timing)
+        search.grant, search.promoted = effort.grant, promoted
+        outcome = search.run(effort.workers)
+        remarks = tune_boundary(search, effort.tune, watcher.stage) if effort.tune else []
+        _add(cost, outcome, first=not promoted)
+        chosen = search.answer()
+        if chosen is None or not effort.every:
+            break
+        start, asked = chosen, search.plan.first
+        if asked is not None and search.verdicts()[asked[0]].safe:
+            start = min(start, asked[0])  # a cut whose verdict was asked for, as `check` does
+        here = search.cuts[start]
+        count = sum(cut.node >= here.node for cut in effort.every)
+        watcher.stage(f"sweeping all {count} cuts from {here.name} on", count)
+        swept = sweep(search, effort.every, start, effort.sketch, effort.workers)
+        _add(cost, swept.outcome, first=not promoted)
+        if not swept.suspects:
+            break
+        names = ", ".join(cut.name for cut in swept.suspects[:4])
+        watcher.stage(f"attacking {len(swept.suspects)} cuts that may leak: {names}")
+        timing = _joined(cuts, timing, swept.suspects, time_of(swept.suspects))
+        promoted |= {cut.node for cut in swept.suspects}
+        cuts = sorted([*cuts, *swept.suspects], key=lambda cut: cut.node)
+        cuts = [replace(cut, index=i) for i, cut in enumerate(cuts)]
+    outcome.run, outcome.reused = cost.run, cost.reused
+    outcome.image_steps, outcome.seconds = cost.image_steps, cost.seconds
+    return Settled(
+        cuts, timing, search.verdicts(), chosen, search.candidates.advise(chosen), outcome,
+        swept if chosen is not None else None, promoted, effort.grant, remarks,
+    )  # fmt: skip
+
+
+def _add(cost: Outcome, more: Outcome, first: bool) -> None:
+    cost.run += more.run
+    cost.reused += more.reused if first else 0  # later rounds meet what this run made
+    cost.image_steps += more.image_steps
+    cost.seconds += more.seconds
+
+
+def _joined(cuts: Sequence[Cut], timing: Profile, added: Sequence[Cut], more: Profile) -> Profile:
+    """Latencies of both, in execution order."""
+    both = [*zip(cuts, timing.cuts, strict=True), *zip(added, more.cuts, strict=True)]
+    both.sort(key=lambda pair: pair[0].node)
+    return replace(timing, cuts=[latency for _, latency in both])
+
+
+def note(config: c.SplitConfig, settled: Settled) -> None:
+    """Write into a split config what the answer stands on besides the attacks."""
+    grant, swept = settled.grant, settled.swept
+    config.privacy.shortfall = grant.shortfall
+    for cut, row in zip(settled.cuts, config.cuts, strict=True):
+        row.swept = cut.node in settled.promoted
+    if swept is not None:
+        config.sweep = c.Sweep(
+            attackers=swept.attackers,
+            lead=swept.lead,
+            proportion=swept.proportion,
+            cuts=[
+                c.SweptCut(
+                    name=cut.name, tensors=len(cut.boundary), payload_bytes=cut.payload_bytes,
+                    attacks=attacks,
+                )
+                for cut, attacks in swept.attacks
+            ],
+        )  # fmt: skip
+    if settled.chosen is not None:
+        highs = [settled.verdicts[settled.chosen].suffix_high]
+        highs += [a.high for s in (config.sweep.cuts if config.sweep else []) for a in s.attacks
+                  if a.high is not None]  # fmt: skip
+        config.privacy.suffix_high = max(highs)
+    if grant.status == "undecided":
+        config.warnings.insert(0, f"nothing is decided: {grant.shortfall}")
+    if settled.advice is not None:
+        config.recommendation = settled.advice.what
+        config.recommended_because = settled.advice.reason
+        if settled.advice.what == "do not split":
+            config.warnings.insert(0, f"do not split: {settled.advice.reason}; {CHANGE}")
+    config.warnings += settled.remarks
+
+
+CHANGE = (
+    "an accelerator (--accelerator cuda), times of the machine of deployment (--enclave "
+    "gramine-sgx there, or --sgx-model) or a defence that lets an earlier cut pass would "
+    "change that"
+)

@@ -1,0 +1,142 @@
+"""A cut between two sampled ones that leaks more than both, and what becomes of the answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from partopt.config import Attack, SplitConfig
+from partopt.datasets import Split
+from partopt.models import LoadedModel
+from partopt.optimizer.budgets import BUDGETS
+from partopt.optimizer.find import find
+from partopt.optimizer.rule import Verdict
+from partopt.optimizer.sweep import _ahead, bound, may_leak
+from partopt.preprocessing import Preprocessing
+
+
+class Scramble(nn.Module):
+    """Two couplings that no learner here sees through, and that the next layer takes back."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = x[:, :, :16], x[:, :, 16:]
+        b = b + 9 * torch.sin(300 * a)
+        return torch.cat([a + 9 * torch.sin(300 * b), b], 2)
+
+
+class Restore(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = x[:, :, :16], x[:, :, 16:]
+        a = a - 9 * torch.sin(300 * b)
+        return torch.cat([a, b - 9 * torch.sin(300 * a)], 2)
+
+
+class Hiding(nn.Module):
+    """Leaks nothing that a learner finds, then everything, then nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scramble = Scramble()
+        self.restore = Restore()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.flatten(self.pool(self.restore(self.scramble(x))), 1))
+
+
+class Calm(nn.Module):
+    """Three means are all that is left after the pool; then a residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.one, self.two, self.fc = nn.Linear(3, 8), nn.Linear(8, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.flatten(self.pool(x), 1)
+        x = x + self.two(torch.tanh(self.one(x)))
+        return self.fc(torch.tanh(x))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    budget = replace(
+        BUDGETS["quick"], split=Split(64, 16, 24), resolution=32, minimum_images=20,
+        settings={
+            "linear": {"max_cells": 8000},
+            "newton": {"steps": 8, "bent": 4, "tuning_images": 4},
+            "decoder": {"epochs": 1, "width": 8, "narrowest": 8, "blocks": 1},
+        },
+    )  # fmt: skip
+    monkeypatch.setitem(BUDGETS, "quick", budget)
+
+
+def loaded(module: nn.Module) -> LoadedModel:
+    torch.manual_seed(0)
+    return LoadedModel(
+        spec="tests:hiding", module=module.eval(), weights="random (seed 0)",
+        preprocessing=Preprocessing(32, 36, (0.5,) * 3, (0.5,) * 3), weights_hash="0" * 64,
+    )  # fmt: skip
+
+
+def test_what_leaks_between_sampled_cuts_moves_the_answer(small):
+    result = find(loaded(Hiding()), cuts=["scramble", "pool"], repetitions=1)
+    config = result.config
+    assert result.cut.node == result.graph.cut("pool").node
+    before = config.cuts[0]
+    assert before.status == "leaks"
+    assert before.reason == "proven at a later cut"
+    assert before.high < 0.2, "alone it looks safe"
+    promoted = [r for r in config.cuts if r.swept]
+    assert any(r.low >= 0.2 for r in promoted)
+    assert config.cut.name not in [r.name for r in promoted]
+    assert SplitConfig.parse(config.to_json().encode()) == config
+    again = find(loaded(Hiding()), cuts=["scramble", "pool"], repetitions=1).config
+    assert again.cut.name == config.cut.name
+    assert again.search.trials_run == 0, "a sweep is stored and resumed like any attack"
+
+
+def test_every_cut_from_the_answer_on_is_swept_those_of_several_tensors_too(small):
+    result = find(loaded(Calm()), cuts=["pool", "add"], ssim=0.5, repetitions=1)
+    config = result.config
+    start = result.graph.cut(config.cut.name).node
+    wanted = {c.name for c in result.graph.cuts("all") if c.node >= start}
+    rows = {r.name for r in config.cuts}
+    assert {s.name for s in config.sweep.cuts} == wanted - rows
+    assert max(s.tensors for s in config.sweep.cuts) > 1
+    assert all(a.outcome == "full budget" for s in config.sweep.cuts for a in s.attacks)
+    highs = [a.high for s in config.sweep.cuts for a in s.attacks]
+    assert config.privacy.suffix_high >= max([config.privacy.high, *highs])
+    assert may_leak(config.sweep, 0.5) is None
+    stored_ones_are_not_believed(config.sweep.model_copy(deep=True))
+
+
+def test_how_far_the_panel_was_ahead_is_measured_not_guessed():
+    def pair(low, high, cheap):
+        full = Verdict(
+            value=high, low=low, high=high, suffix_value=high, suffix_high=high, suffix_low=low,
+            complete=True, status="safe", reason="",
+        )  # fmt: skip
+        return full, Attack(attacker="sketch", settings="", outcome="full budget", high=cheap)
+
+    assert _ahead([]) == (0.0, 1.0)
+    lead, proportion = _ahead([pair(0.06, 0.08, 0.03), pair(0.0, 0.02, 0.001)])
+    assert lead == pytest.approx(0.05)
+    assert proportion == pytest.approx(8 / 3), "0.001 is below the width of the interval"
+    assert bound(0.2, lead, proportion) == pytest.approx(0.075)
+    assert _ahead([pair(0.1, 0.12, None)])[0] == pytest.approx(0.12), "a failed one is blind"
+
+
+def stored_ones_are_not_believed(sweep):
+    """Where a stored sweep comes too close to the threshold, or says nothing."""
+    name, sweep.lead = sweep.cuts[0].name, 0.05
+    sweep.proportion = 1.0
+    for high, suspect in ((0.46, name), (0.44, None), (None, name)):
+        sweep.cuts[0].attacks[0].high = high
+        assert may_leak(sweep, 0.5) == suspect
+    sweep.cuts[0].attacks = []
+    assert may_leak(sweep, 0.5) == name
