@@ -179,6 +179,7 @@ def load_model(
     leaf_classes(loaded.module, loaded.tracing.leaf_modules)
     if loaded.program is None:
         loaded.module.eval()
+        tr.Request((), loaded.arguments).bind(loaded.module, 1)
         beside = trial_run.try_out(spec, loaded.module, wanted, loaded.arguments)
         loaded.weights_hash = hash_state({**beside, **loaded.module.state_dict()})
     for parameter in loaded.module.parameters():

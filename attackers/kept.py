@@ -51,7 +51,7 @@ class Shelf:
     """
 
     def __init__(self, folder: Path, key: str, budget_bytes: int) -> None:
-        self.folder = folder
+        self.folder = folder = Path(folder)
         self.budget_bytes = budget_bytes
         self._home = folder / key[:24]
         self._said = False

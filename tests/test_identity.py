@@ -364,8 +364,10 @@ def of_function(function) -> str:
 
     module = fx.GraphModule(Root(), graph)
     from partopt.graph import build
+    from partopt.tracing import Traced
 
-    return graph_hash(build(module, {}, (torch.zeros(1, 3, 4, 4),), "Root", "torch.fx"))
+    traced = Traced(module, {}, "torch.fx")
+    return graph_hash(build(traced, (torch.zeros(1, 3, 4, 4),), "Root"))
 
 
 @pytest.mark.parametrize("change", [{"k": 3}, {"held": 3}, {"by": 3}])

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from partopt.attackers.base import Context
-from partopt.attackers.layout import to_map
+from partopt.attackers.layout import Place, to_map
 from partopt.attackers.least_squares import Prior, departure
 from partopt.attackers.linear import Linear
 from partopt.attackers.newton import Newton
@@ -56,7 +56,8 @@ def transformed(unit):
 
 def tokens(unit):
     patches = F.unfold(unit, 4, stride=4).transpose(1, 2) @ rotation(48)
-    return to_map([torch.einsum("st,ntc->nsc", rotation(16), patches)])
+    mixed = torch.einsum("st,ntc->nsc", rotation(16), patches)
+    return to_map([mixed], [Place(cells=(0,), grid=(4, 4))])
 
 
 def bent(unit):

@@ -57,8 +57,9 @@ def test_trials_and_reconstructions_are_shown(tiny_loaded, monkeypatch):
                 break
             except OSError:
                 time.sleep(0.2)
-        (study,) = studies
-        assert study["study_name"] == result.config.search.study
+        names = [study["study_name"] for study in studies]
+        assert len(names) == 2, "the search's and the sweep's"
+        study = studies[names.index(result.config.search.study)]
         detail = get(f"{base}/api/studies/{study['study_id']}?after=0")
         trials = [t for t in detail["trials"] if t["state"] == "Complete"]
         assert len(trials) == len(result.cuts)
