@@ -158,7 +158,8 @@ class CutRow(_Strict):
 
     ``safe``: the cut may be used; ``status`` says whether the evidence certifies it (``safe``) or
     only ``screened`` it. ``swept``: the cut was not among those asked for; a sweep found that it
-    may leak, and it was attacked like the others. It is never the answer.
+    may leak, and it was attacked like the others. It is never the answer. ``unplaced``: why the
+    attacks that ran settle nothing there but a leak; empty where they do.
     """
 
     name: str
@@ -181,6 +182,7 @@ class CutRow(_Strict):
     attacks: list[Attack]
     latency_ms: Latency
     swept: bool = False
+    unplaced: str = ""
 
 
 class SweptCut(_Strict):

@@ -14,6 +14,7 @@ import torch
 from ..errors import AttackError
 from .rows import Rows
 
+BEYOND = "the head is too far from affine for least squares: the linear picture was kept"
 RISING = "validation SSIM was still rising when the budget ended"
 Reconstruct = Callable[[np.ndarray], torch.Tensor]
 
@@ -174,6 +175,8 @@ def remark(attacker: Attacker) -> str:
     """What a result must say of a trained attacker, or nothing."""
     if getattr(attacker, "still_rising", False):
         return RISING
+    if getattr(attacker, "beyond", False):
+        return BEYOND
     return ""
 
 

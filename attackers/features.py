@@ -179,17 +179,18 @@ class FeatureStore:
     def unplaced(self, cut: Cut) -> str:
         """Why attackers that learn from pairs cannot settle `cut`, or nothing.
 
-        Where the cells of the picture could not be found, or do not exist, only a fully connected
-        attacker with more pairs than there are values, or one that descends through the public
-        head, says something by failing.
+        Where cells of the picture could not be found although there may be some, a fully connected
+        attacker with more pairs than values says something by failing, or one that descends
+        through the public head; one that relies on the shape's layout does not.
+
+        Raises:
+            AttackError: As `places`.
         """
         trained = self.images.split.train
         for place, spec in zip(self.places(cut), cut.boundary, strict=True):
             values = math.prod(spec.shape) // (self.graph.inputs[0].shape[0] or 1)
-            placed = place.measured and bool(place.cells or place.flat)
-            if not placed and values > trained:
-                why = place.why or "a vector"
-                return f"{spec.name} ({values} values, {trained} training images): {why}"
+            if not place.measured and values > trained:
+                return f"{spec.name}, {values} values for {trained} training images: {place.why}"
         return ""
 
     @property

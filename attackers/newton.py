@@ -102,6 +102,11 @@ class Newton(Attacker):
         )
         context.report(1.0)
 
+    @property
+    def beyond(self) -> bool:
+        """Whether the head was too far from affine to be inverted."""
+        return self.affine > self.reach
+
     def _choose(self, maps: np.ndarray, truth: np.ndarray, known: torch.Tensor) -> None:
         """Take what rebuilds validation images best; the start, where nothing does better."""
         assert self._head is not None
@@ -114,7 +119,7 @@ class Newton(Attacker):
             self.affine = departure(self._head, apart, apart.roll(1, 0))
         if not np.isfinite(self.affine):
             raise AttackError(f"{self!r}: the head gave values that are not finite")
-        if self.affine > self.reach:
+        if self.beyond:
             return
         with torch.no_grad():
             norms = row_norms(self._head, start, self.probes, self._context.seed)

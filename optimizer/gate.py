@@ -135,7 +135,8 @@ def stored_evidence(
     names = [row.name for row in config.cuts]
     p = config.privacy
     grant = grant_of(Split(**p.images), {}, p.evidence, protocol.budgets)
-    verdicts = judge(names, list(terms.panel), evidence, protocol.threshold, grant)
+    unplaced = {i: row.unplaced for i, row in enumerate(config.cuts) if row.unplaced}
+    verdicts = judge(names, list(terms.panel), evidence, protocol.threshold, grant, unplaced)
     verdict = verdicts[names.index(deployed)]
     suspect = may_leak(config.sweep, protocol.threshold)
     if verdict.safe and suspect is not None:

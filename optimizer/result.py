@@ -61,6 +61,7 @@ def _row(cut: Cut, verdict: Verdict, attacks: list[c.Attack], latency: CutLatenc
         status=verdict.status,
         reason=_reason(verdict, attacks),
         attacks=attacks,
+        unplaced=verdict.unplaced,
         latency_ms=c.Latency(**_latency(latency)),
     )
 

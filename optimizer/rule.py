@@ -77,6 +77,7 @@ class Verdict:
     complete: bool
     status: Status
     reason: str
+    unplaced: str = ""
 
     @property
     def safe(self) -> bool:
@@ -98,6 +99,7 @@ class _Found:
         failed: Whether an attack failed here.
         attacked: Whether there is any evidence here.
         blocked: The last cut after this one that has complete evidence and is not safe.
+        unplaced: Why attackers that learn from pairs settle nothing here; empty where they do.
     """
 
     name: str
@@ -110,6 +112,7 @@ class _Found:
     failed: bool
     attacked: bool
     blocked: str
+    unplaced: str = ""
 
 
 def judge(
@@ -118,6 +121,7 @@ def judge(
     evidence: Mapping[tuple[int, str], Evidence],
     threshold: float,
     grant: Grant | None = None,
+    unplaced: Mapping[int, str] | None = None,
 ) -> list[Verdict]:
     """Apply the rule to every cut.
 
@@ -127,6 +131,8 @@ def judge(
         evidence: By (cut index, attacker).
         threshold: Scores at or above it leak.
         grant: What a cut that passes may be called; None is safe.
+        unplaced: Cuts at which attackers that learn from pairs settle nothing and no other one
+            ran, by index, and why: evidence there proves leaks alone.
     """
     grant = grant or Grant()
     verdicts: list[Verdict] = []
@@ -139,6 +145,8 @@ def judge(
         complete = all(
             a in found and found[a].complete and found[a].score is not None for a in panel
         )
+        nowhere = (unplaced or {}).get(i, "")
+        complete = complete and not nowhere
         value = max((s.value for s in scores), default=None)
         low = max((s.low for s in scores), default=None)
         high = max((s.high for s in scores), default=None)
@@ -161,6 +169,7 @@ def judge(
             failed=any(e.score is None for e in found.values()),
             attacked=bool(found),
             blocked=blocked,
+            unplaced=nowhere,
         )
         status, reason = _status(here, threshold)
         if status != "safe" and complete and not blocked:
@@ -178,6 +187,7 @@ def judge(
                 complete=complete,
                 status=status,
                 reason=reason,
+                unplaced=nowhere,
             )
         )
     return verdicts[::-1]
@@ -192,6 +202,11 @@ def _status(here: _Found, threshold: float) -> tuple[Status, str]:
         return "safe", "below the threshold here and later"
     if here.failed:
         return "failed", "an attack failed: counts as leaking"
+    if here.unplaced:
+        return "undecided", (
+            f"where its values lie in the picture could not be told ({here.unplaced}), and no "
+            "attacker ran that needs not know: counts as leaking"
+        )
     if not here.complete and here.blocked:
         return "undecided", f"a later cut, {here.blocked}, is not proven safe"
     if not here.complete and not here.attacked:

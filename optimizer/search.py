@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 
 from ..attackers import pictures
-from ..attackers.base import Attacker, Context, Fitted, Reconstruct, remark
+from ..attackers.base import BEYOND, Attacker, Context, Fitted, Reconstruct, remark
 from ..attackers.features import FeatureStore
 from ..attackers.scoring import Score, corrected, score, ssim_of
 from ..cache import cache_dir, written_to
@@ -63,6 +63,7 @@ class Outcome:
 
     evidence: dict[Job, Evidence] = field(default_factory=dict)
     attacks: dict[Job, Attack] = field(default_factory=dict)
+    unplaced: dict[int, str] = field(default_factory=dict)
     run: int = 0
     reused: int = 0
     image_steps: int = 0
@@ -265,7 +266,8 @@ class Search:
         result = self.score_of(job, per_image)
         if not attrs["complete"] and result.low < self.threshold:
             return  # it stopped at a proof for a lower threshold: run it in full
-        self.record(job, _attack_from(attrs, self.panel[job[1]], result, second))
+        attack = _attack_from(attrs, self.panel[job[1]], result, second)
+        self.record(job, attack, attrs["unplaced"])
         self.outcome.reused += 1
 
     def _be_careful(self, study: optuna.Study) -> None:
@@ -334,8 +336,25 @@ class Search:
         """The rule applied to the evidence so far, by cut."""
         with self._lock:
             return judge(
-                self.names, self.plan.panel, self.outcome.evidence, self.threshold, self.grant
+                self.names,
+                self.plan.panel,
+                self.outcome.evidence,
+                self.threshold,
+                self.grant,
+                self.unplaced(),
             )
+
+    def unplaced(self) -> dict[int, str]:
+        """Cuts whose layout nobody knows and that no white-box attack has reached, and why."""
+        with self._lock:
+            through = {
+                i
+                for (i, name), attack in self.outcome.attacks.items()
+                if self.panel[name].needs_head
+                and attack.score is not None
+                and BEYOND not in attack.note
+            }
+            return {i: why for i, why in self.outcome.unplaced.items() if i not in through}
 
     def _work(self, study: optuna.Study) -> None:
         pause = 0.05
@@ -435,6 +454,7 @@ class Search:
             "image_steps": steps,
             "seconds": round(seconds, 3),
             "note": remark(attacker),
+            "unplaced": self.store.unplaced(cut),
         }
         if again is not None:
             attributes[SECOND_FOR] = self.key(cut, self.panel[job[1]])
@@ -443,7 +463,7 @@ class Search:
             for name, value in attributes.items():
                 trial.set_user_attr(name, value)
             self.keep_pictures(trial, job, attacker, key)
-            self.record(job, attack)
+            self.record(job, attack, str(attributes["unplaced"]))
             verdict = self.verdicts()[job[0]]
             margin = verdict.suffix_high - self.threshold
             trial.set_constraint(PRIVACY, margin if verdict.safe and self.certifies else 1.0)
@@ -451,7 +471,7 @@ class Search:
         except UpdateFinishedTrialError:
             # Only from a machine that shares the storage and took this process for dead.
             notice(f"another run took over {job[1]} on {cut.name}: the result is not stored")
-            self.record(job, attack)
+            self.record(job, attack, str(attributes["unplaced"]))
         except BaseException:
             self._leave(study, trial)
             raise
@@ -559,9 +579,11 @@ class Search:
         seed = derive_seed(self.seed, "bootstrap")
         return score(per_image, self.floor, scale=self.scale, seed=seed)
 
-    def record(self, job: Job, attack: Attack) -> None:
-        """Take an attack up as the evidence of its job."""
+    def record(self, job: Job, attack: Attack, unplaced: str = "") -> None:
+        """Take an attack up as the evidence of its job; `unplaced` as in `FeatureStore`."""
         with self._lock:
+            if unplaced:
+                self.outcome.unplaced[job[0]] = unplaced
             self.outcome.evidence[job] = Evidence.of(attack, self.scale, self.interval)
             self.outcome.attacks[job] = attack
 
@@ -616,6 +638,7 @@ def _per_image(attrs: Mapping[str, Any], count: int) -> np.ndarray | None:
     """SSIM per test image of a stored result, or None where the result is not whole."""
     wanted: dict[str, type | tuple[type, ...]] = {
         "ssim_per_image": list, "complete": bool, "settings": str, "key": str, "note": str,
+        "unplaced": str,
         "image_steps": int, "seconds": (int, float),
     }  # fmt: skip
     if not all(isinstance(attrs.get(n), kind) for n, kind in wanted.items()):

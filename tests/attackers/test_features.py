@@ -273,12 +273,26 @@ def test_a_head_that_mixes_its_batch_is_run_image_by_image(leaves, tmp_path):
     assert torch.allclose(stored, store.head(cut)(unit), atol=2e-2)
 
 
-def test_values_that_lie_nowhere_need_another_attacker(leaves, tmp_path):
-    """A dense layer with more values than there are pairs: learning from pairs settles nothing."""
-    torch.manual_seed(0)
+class Scattered(nn.Module):
+    """Pixels in an order of their own, then an activation: no map has its values in that order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("order", torch.randperm(3 * 48 * 48))
+        self.act, self.fc = nn.Tanh(), nn.Linear(3 * 48 * 48, 2)
+
+    def forward(self, x):
+        return self.fc(self.act(3 * x.flatten(1)[:, self.order]))
+
+
+def test_values_in_no_order_of_a_map_need_another_attacker(leaves, tmp_path):
+    """With fewer pairs than values, failing to learn where they belong proves nothing."""
+    store = store_of(Scattered(), leaves, tmp_path)
+    assert "6912 values for 100 training images" in store.unplaced(store.graph.cut("act"))
     dense = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 48, 300), nn.Tanh(), nn.Linear(300, 2))
     store = store_of(dense, leaves, tmp_path)
-    assert "300 values, 100 training images" in store.unplaced(store.graph.cut("1"))
+    assert store.unplaced(store.graph.cut("1")) == "", "no value lies anywhere"
 
 
 FILES = ["test.f16", "train.json", "stats.npz"]

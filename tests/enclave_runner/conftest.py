@@ -64,11 +64,11 @@ class Packed(nn.Module):
         self.a, self.b = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
     def forward(self, x, half=False):
         y = self.b(self.a(x))
-        return {"logits": y.mean((2, 3)), "more": (y, [y.amax((1, 2, 3))])}
+        return {{"logits": y.mean((2, 3)), "more": (y, [y.amax((1, 2, 3))])}}
 class Whole(Packed):
     def forward(self, x):
         y = self.b(self.a(x))
-        return {"logits": y.mean((2, 3)), "mean": y.mean()}
+        return {{"logits": y.mean((2, 3)), "mean": y.mean()}}
 class Spectral(Packed):
     def forward(self, x):
         return self.b(torch.fft.ifft2(torch.fft.fft2(self.a(x)) * 2).real)
