@@ -32,6 +32,7 @@ from .rows import Rows
 PARTS = ("train", "validation", "test")
 MIRRORED = "mirrored"
 _LOOKED_AT = 4  # images that layouts are measured on
+_STEEPEST = 1e38  # largest reciprocal of a standard deviation, just below float32's largest number
 _LARGEST = 6.0e4  # just below the largest half-precision number
 
 
@@ -367,7 +368,9 @@ class FeatureStore:
             variance = (squares / count - mean**2).clamp_min(0)
             # Below the rounding error of float32 a channel is constant, whatever its scale.
             constant = variance.sqrt() <= 1e-6 * largest
-            scale = torch.where(constant, 0.0, 1.0 / variance.sqrt().clamp_min(1e-300)).float()
+            scale = torch.where(constant, 0.0, 1.0 / variance.sqrt().clamp_min(1e-300))
+            # Only of values below float32's normal range, of which few bits are left.
+            scale = scale.clamp_max(_STEEPEST).float()
             if not bool(torch.isfinite(scale).all()):
                 self._not_finite(cut, scale)
                 continue

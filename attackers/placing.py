@@ -349,6 +349,8 @@ def _as_cells(watched: _Watched) -> Place:
                 break
     if found:
         return min(found, key=lambda f: f[0])[1]
+    if not any(answers.any() for answers in watched.sums.values()):
+        return replace(suggested(watched.whole, place), why="no value depends on the picture")
     why = "no dimension counts cells of the picture"
     return replace(suggested(watched.whole, place), measured=False, why=why)
 

@@ -82,3 +82,14 @@ def test_a_recorded_attack_counts_only_if_it_ran_to_the_end(outcome):
 def test_a_proof_at_exactly_the_threshold_leaks():
     found = evidence(a=(0, 0.1), b=(0, 0.1), c=(0.2, 0.3), d=(0, 0.1))
     assert statuses(found) == ["leaks", "leaks", "leaks", "safe"]
+
+
+def test_where_places_are_unknown_only_a_leak_is_proven():
+    """Low scores of attackers that were given values in no order settle nothing, here or before."""
+    found = evidence(a=(0, 0.1), b=(0, 0.1), c=(0, 0.1), d=(0, 0.1))
+    verdicts = judge(NAMES, PANEL, found, 0.2, unplaced={2: "scattered"})
+    assert [v.status for v in verdicts] == ["undecided", "undecided", "undecided", "safe"]
+    assert "where its values lie in the picture could not be told (scattered)" in verdicts[2].reason
+    assert verdicts[2].unplaced == "scattered"
+    leaking = evidence(a=(0, 0.1), b=(0, 0.1), c=(0.3, 0.4), d=(0, 0.1))
+    assert judge(NAMES, PANEL, leaking, 0.2, unplaced={2: "scattered"})[2].status == "leaks"

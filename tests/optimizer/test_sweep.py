@@ -18,20 +18,32 @@ from partopt.optimizer.sweep import _ahead, bound, may_leak
 from partopt.preprocessing import Preprocessing
 
 
-class Scramble(nn.Module):
+class Coupling(nn.Module):
+    """A channel hides the others, each pixel with a phase of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        phase = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("phase", 2 * torch.pi * phase)
+
+    def mask(self, x: torch.Tensor) -> torch.Tensor:
+        return 9 * torch.sin(300 * x + self.phase)
+
+
+class Scramble(Coupling):
     """Two couplings that no learner here sees through, and that the next layer takes back."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        a, b = x[:, :, :16], x[:, :, 16:]
-        b = b + 9 * torch.sin(300 * a)
-        return torch.cat([a + 9 * torch.sin(300 * b), b], 2)
+        a, b = x[:, :1], x[:, 1:]
+        b = b + self.mask(a)
+        return torch.cat([a + self.mask(b[:, :1]), b], 1)
 
 
-class Restore(nn.Module):
+class Restore(Coupling):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        a, b = x[:, :, :16], x[:, :, 16:]
-        a = a - 9 * torch.sin(300 * b)
-        return torch.cat([a, b - 9 * torch.sin(300 * a)], 2)
+        a, b = x[:, :1], x[:, 1:]
+        a = a - self.mask(b[:, :1])
+        return torch.cat([a, b - self.mask(a)], 1)
 
 
 class Hiding(nn.Module):
@@ -84,7 +96,8 @@ def loaded(module: nn.Module) -> LoadedModel:
 
 
 def test_what_leaks_between_sampled_cuts_moves_the_answer(small):
-    result = find(loaded(Hiding()), cuts=["scramble", "pool"], repetitions=1)
+    model = loaded(Hiding())
+    result = find(model, cuts=["scramble", "pool"], repetitions=1)
     config = result.config
     assert result.cut.node == result.graph.cut("pool").node
     before = config.cuts[0]
@@ -95,7 +108,7 @@ def test_what_leaks_between_sampled_cuts_moves_the_answer(small):
     assert any(r.low >= 0.2 for r in promoted)
     assert config.cut.name not in [r.name for r in promoted]
     assert SplitConfig.parse(config.to_json().encode()) == config
-    again = find(loaded(Hiding()), cuts=["scramble", "pool"], repetitions=1).config
+    again = find(model, cuts=["scramble", "pool"], repetitions=1).config
     assert again.cut.name == config.cut.name
     assert again.search.trials_run == 0, "a sweep is stored and resumed like any attack"
 
