@@ -165,6 +165,8 @@ def swept(config: SplitConfig) -> str | None:
         return None
     rows = [(a.high, s.name) for s in config.sweep.cuts for a in s.attacks if a.high is not None]
     full = [r.name for r in config.cuts if r.swept]
+    if not config.sweep.cuts and not full:
+        return "every cut from the answer on was attacked in full; none was left to sweep"
     said = f"{len(config.sweep.cuts)} unsampled cuts swept"
     if rows:
         said += ", highest upper end {:.2f} at {}".format(*max(rows))
