@@ -142,7 +142,9 @@ def main(words: Sequence[str]) -> int:
         # First without a fault: a test that fails anyway would notice everything.
         tests = sorted({t for f in wanted for t in f.tests})
         with ThreadPoolExecutor(COPIES) as pool:
-            list(pool.map(lambda part: one(part, None), [tests[i::COPIES] for i in range(COPIES)]))
+            # An empty part would be the whole suite.
+            parts = [part for i in range(COPIES) if (part := tests[i::COPIES])]
+            list(pool.map(lambda part: one(part, None), parts))
         if not problems:
             with ThreadPoolExecutor(COPIES) as pool:
                 list(pool.map(lambda f: one(f.tests, f), wanted))
