@@ -117,6 +117,12 @@ class ServiceError(PartoptError):
         self.code = code
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of an error's message, or the name of its class where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:most] if lines else type(error).__name__
+
+
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     """Return a phrase that offers the names closest to `name`, or an empty string.
 

@@ -24,7 +24,7 @@ def feature_source() -> str:
 @cache
 def attack_source() -> str:
     """SHA-256 of the code that attacks: every attacker, what it is given, how it is scored."""
-    made = ("pairs", "floor")
+    made = ("pairs", "floor", "attempt")
     start = [*(_ROOT / "attackers").glob("*.py"), *(_ROOT / "optimizer" / f"{n}.py" for n in made)]
     return _digest([*_with_imports(start), _ROOT / "optimizer" / "search.py"])
 

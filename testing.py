@@ -20,6 +20,7 @@ import torch
 
 from .attackers.base import Attacker, Context
 from .attackers.blind import Blind
+from .attackers.pairs import Pairs
 from .attackers.scoring import corrected, ssim_of
 from .dead_leaves import dead_leaves
 
@@ -60,15 +61,20 @@ def _images() -> np.ndarray:
 
 def attack(make: Make, where: Arena, seed: int = 0) -> float:
     """Fit, and return the mean SSIM on the test images."""
-    held = slice(TRAIN, TRAIN + VALIDATION)
     attacker = make()
     context = Context(seed, input_size=SIDE)
     if attacker.needs_head:
         context.head = where.head
-    f, i = where.features, where.images
-    attacker.fit(f[:TRAIN], i[:TRAIN], validation=(f[held], i[held]), context=context)
+    attacker.fit(pairs_of(where), context)
     test = slice(TRAIN + VALIDATION, None)
-    return float(ssim_of(attacker.reconstruct, f[test], i[test]).mean())
+    return float(ssim_of(attacker.reconstruct, where.features[test], where.images[test]).mean())
+
+
+def pairs_of(where: Arena) -> Pairs:
+    """What an attacker may learn from."""
+    f, i = where.features, where.images
+    held = slice(TRAIN, TRAIN + VALIDATION)
+    return Pairs.of((f[:TRAIN], i[:TRAIN]), (f[held], i[held]))
 
 
 def identity(unit: torch.Tensor) -> torch.Tensor:
@@ -146,10 +152,8 @@ def check_no_peeking(make: Make) -> None:
     context = Context(0, input_size=SIDE)
     if attacker.needs_head:
         context.head = where.head
-    f, i = where.features, where.images
-    held = slice(TRAIN, TRAIN + VALIDATION)
-    attacker.fit(f[:TRAIN], i[:TRAIN], validation=(f[held], i[held]), context=context)
-    test = f[TRAIN + VALIDATION : TRAIN + VALIDATION + 4]
+    attacker.fit(pairs_of(where), context)
+    test = where.features[TRAIN + VALIDATION : TRAIN + VALIDATION + 4]
     with torch.no_grad():
         forward = attacker.reconstruct(test)
         backward = attacker.reconstruct(np.ascontiguousarray(test[::-1])).flip(0)
@@ -169,9 +173,14 @@ def check_settings(make: Make) -> None:
 
 
 CHECKS = (
-    check_settings, check_constant, check_identity, check_shuffle, check_seed, check_no_peeking,
+    check_settings,
+    check_constant,
+    check_identity,
+    check_shuffle,
+    check_seed,
+    check_no_peeking,
     check_memory,
-)  # fmt: skip
+)
 
 
 def conformance(make: Make) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from ..errors import AttackError
-from .rows import Rows
+from .pairs import Pairs
 
 BEYOND = "the head is too far from affine for least squares: the linear picture was kept"
 RISING = "validation SSIM was still rising when the budget ended"
 Reconstruct = Callable[[np.ndarray], torch.Tensor]
+Key = tuple[str, str, int]  # settings, pairs, seed
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Context:
         head: The public head: images (N, 3, H, W) in [0, 1] at the model's input size to the
             normalised feature map (N, C, h, w). None where white-box access is not offered.
         input_size: The model's input size in pixels, for `head`; 0: that of the images.
-        fitted: Attackers fitted on the same pairs with the same seed, by `repr`; one that is built
-            on another takes it from here instead of fitting it again.
+        fitted: Attackers fitted already, by settings, pairs and seed; one that is built on another
+            takes it from here instead of fitting it again.
         proven: Called by iterative attackers after each epoch with the current reconstruction
             function and its validation SSIM; True means that the leak is proven and training may
             stop. Never asked in order to give up: an attack that looks bad goes on.
@@ -65,14 +66,18 @@ class Context:
     progress: Callable[[float], None] | None = None
     image_steps: int = 0
     input_size: int = 0
-    fitted: dict[str, Fitted] = field(default_factory=dict)
+    fitted: dict[Key, Fitted] = field(default_factory=dict)
     stopped_early: bool = field(default=False, init=False)
     reused: list[Fitted] = field(default_factory=list, init=False)
 
-    def keep(self, key: str, attacker: Attacker, seconds: float) -> None:
-        """Offer a fitted attacker to those built on it; `key` is its `repr` before the fit."""
+    def key_of(self, settings: str, pairs: Pairs) -> Key:
+        """Under what a fitted attacker is kept; `settings` is its `repr` before the fit."""
+        return settings, pairs.key, self.seed
+
+    def keep(self, settings: str, pairs: Pairs, attacker: Attacker, seconds: float) -> None:
+        """Offer a fitted attacker to those built on it; `settings` as in `key_of`."""
         steps, seconds = self.cost(seconds)
-        self.fitted[key] = Fitted(attacker, seconds, steps)
+        self.fitted[self.key_of(settings, pairs)] = Fitted(attacker, seconds, steps)
 
     def cost(self, seconds: float) -> tuple[int, float]:
         """Image-steps and seconds, what was taken as fitted counted as if fitted here."""
@@ -106,15 +111,8 @@ class Attacker(ABC):
     identity_ssim: ClassVar[float] = 0.95  # what `partopt.testing` asks on an identity head
 
     @abstractmethod
-    def fit(
-        self,
-        features: Rows | np.ndarray,
-        images: Rows | np.ndarray,
-        *,
-        validation: tuple[Rows | np.ndarray, np.ndarray],
-        context: Context | None = None,
-    ) -> None:
-        """Learn from pairs of feature maps and images; choose settings on validation pairs.
+    def fit(self, pairs: Pairs, context: Context) -> None:
+        """Learn from training pairs; choose settings on validation pairs.
 
         Raises:
             AttackError: The attack diverged.
@@ -154,20 +152,18 @@ class Attacker(ABC):
         return f"{type(self).__name__}({inner})"
 
 
-def fit_member(
-    member: Attacker,
-    features: Rows | np.ndarray,
-    images: Rows | np.ndarray,
-    validation: tuple[Rows | np.ndarray, np.ndarray],
-    context: Context,
-) -> Attacker:
-    """A fitted copy of an attacker that another is built on; from `Context.fitted` if there."""
-    known = context.fitted.get(repr(member))
+def fit_member(member: Attacker, pairs: Pairs, context: Context) -> Attacker:
+    """A fitted copy of an attacker that another is built on; from `Context.fitted` if there.
+
+    Its own other members are looked for there too, so that the result does not hang on what ran
+    before: what is taken was fitted on the same pairs from the same seed.
+    """
+    known = context.fitted.get(context.key_of(repr(member), pairs))
     if known is not None:
         context.reused.append(known)
         return known.attacker
     member = copy.copy(member)
-    member.fit(features, images, validation=validation, context=context)
+    member.fit(pairs, context)
     return member
 
 

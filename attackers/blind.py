@@ -10,7 +10,8 @@ import torch
 
 from .base import Attacker, Context, as_images, checked
 from .fast_ssim import fast_ssim
-from .rows import Rows, as_rows
+from .pairs import Pairs
+from .rows import Rows
 
 
 @dataclass(repr=False)
@@ -37,17 +38,9 @@ class Blind(Attacker):
     levels: int = 11
     _picture: torch.Tensor | None = field(default=None, init=False)
 
-    def fit(
-        self,
-        features: Rows | np.ndarray,
-        images: Rows | np.ndarray,
-        *,
-        validation: tuple[Rows | np.ndarray, np.ndarray],
-        context: Context | None = None,
-    ) -> None:
-        """Find the picture; `features` are not looked at."""
-        context = context or Context()
-        rows = as_rows(images)
+    def fit(self, pairs: Pairs, context: Context) -> None:
+        """Find the picture; feature maps are not looked at."""
+        rows = pairs.images
         rng = np.random.default_rng(context.seed)
         mean = _mean_image(rows)
         some = as_images(rows.take(np.sort(rng.permutation(len(rows))[:48])))
@@ -58,7 +51,7 @@ class Blind(Attacker):
         flat = max(flats, key=lambda p: _mean_ssim(p, some))
         start = max((mean, flat), key=lambda p: _mean_ssim(p, some))
         optimised = self._ascend(start, rows, rng)
-        held_out = as_images(np.asarray(validation[1]))
+        held_out = as_images(pairs.held_out_images)
         self._picture = max((mean, flat, optimised), key=lambda p: _mean_ssim(p, held_out))
 
     def _ascend(self, start: torch.Tensor, rows: Rows, rng: np.random.Generator) -> torch.Tensor:

@@ -17,7 +17,8 @@ from ..hashing import derive_seed
 from .base import Attacker, Context, Range, Tunable, as_features, as_images, checked
 from .batching import batches, portions
 from .decoder import canonical_order
-from .rows import Rows, as_rows
+from .pairs import Pairs
+from .rows import Rows
 
 
 @dataclass(repr=False)
@@ -61,17 +62,9 @@ class CGan(Attacker):
     _order: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)
     _device: str = field(default="cpu", init=False)
 
-    def fit(
-        self,
-        features: Rows | np.ndarray,
-        images: Rows | np.ndarray,
-        *,
-        validation: tuple[Rows | np.ndarray, np.ndarray],
-        context: Context | None = None,
-    ) -> None:
+    def fit(self, pairs: Pairs, context: Context) -> None:
         """Play the game for `epochs` passes."""
-        context = context or Context()
-        rows, targets = as_rows(features), as_rows(images)
+        rows, targets = pairs.features, pairs.images
         self._device = context.device
         self._order = canonical_order(rows)
         resolution = targets.shape[-1]

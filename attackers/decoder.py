@@ -20,7 +20,8 @@ from .batching import batches, portions
 from .fast_ssim import fast_ssim
 from .inversion import feature_distance, resized
 from .linear import Linear
-from .rows import Rows, as_rows
+from .pairs import Pairs
+from .rows import Rows
 from .scoring import ssim_of
 
 LOSSES = ("ssim+l1", "perceptual")
@@ -84,28 +85,21 @@ class Decoder(Attacker):
     _order: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)
     _device: str = field(default="cpu", init=False)
 
-    def fit(
-        self,
-        features: Rows | np.ndarray,
-        images: Rows | np.ndarray,
-        *,
-        validation: tuple[Rows | np.ndarray, np.ndarray],
-        context: Context | None = None,
-    ) -> None:
-        """Train; `features` and `images` may hold mirrored images beside the plain ones."""
-        context = context or Context()
+    def fit(self, pairs: Pairs, context: Context) -> None:
+        """Train; the pairs may hold mirrored images beside the plain ones."""
         unknown = set(self.losses) - set(LOSSES) or (not self.losses and {"none"})
         if unknown:
             raise UsageError(f"`losses` got {', '.join(unknown)}; use some of {', '.join(LOSSES)}")
         if self.needs_head and context.head is None:
             raise AttackError("decoder with loss 'perceptual' needs the public head")
-        rows, targets = as_rows(features), as_rows(images)
-        held_out, pictures = as_rows(validation[0]), np.asarray(validation[1])
+        rows = pairs.features
         self._device = context.device
         self.linear = copy.copy(self.linear)
-        self.linear.fit(rows, targets, validation=validation, context=Context(seed=context.seed))
+        self.linear.fit(pairs, Context(seed=context.seed))
         self._order = canonical_order(rows)
-        data = _Data(rows, targets, _bases(self.linear, rows), held_out, pictures)
+        data = _Data(
+            rows, pairs.images, _bases(self.linear, rows), pairs.held_out, pairs.held_out_images
+        )
         best, chosen, history = -math.inf, None, []
         for loss in self.losses:
             self._net = self._fresh(data, context.seed)

@@ -11,8 +11,8 @@ import torch
 from .base import Context, as_images, checked, fit_member
 from .hybrid import Hybrid
 from .inversion import feature_distance, resized
+from .pairs import Pairs
 from .rmle import Rmle
-from .rows import Rows, as_rows
 from .scoring import ssim
 from .whitebox import WhiteBox
 
@@ -39,24 +39,17 @@ class Ensemble(WhiteBox):
     rmle: Rmle = field(default_factory=Rmle)
     members: tuple[str, ...] = field(default=(), init=False)
 
-    def fit(
-        self,
-        features: Rows | np.ndarray,
-        images: Rows | np.ndarray,
-        *,
-        validation: tuple[Rows | np.ndarray, np.ndarray],
-        context: Context | None = None,
-    ) -> None:
+    def fit(self, pairs: Pairs, context: Context) -> None:
         """Fit every member, then choose who takes part."""
-        context = self._prepare(context, as_rows(images).shape[-1])
-        hybrid = fit_member(self.hybrid, features, images, validation, context)
-        rmle = fit_member(self.rmle, features, images, validation, context)
+        self._prepare(context, pairs.resolution)
+        hybrid = fit_member(self.hybrid, pairs, context)
+        rmle = fit_member(self.rmle, pairs, context)
         assert isinstance(hybrid, Hybrid)
         assert isinstance(rmle, Rmle)
         self.hybrid, self.rmle = hybrid, rmle
-        held_out, pictures = as_rows(validation[0]), np.asarray(validation[1])
+        pictures = pairs.held_out_images
         few = min(self.tuning_images, len(pictures))
-        maps = held_out.take(range(few))
+        maps = pairs.held_out.take(range(few))
         candidates, distances = self._candidates(maps)
         best = -np.inf
         for members in _groups(tuple(candidates)):

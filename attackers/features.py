@@ -389,10 +389,12 @@ class FeatureStore:
         seen = [
             name
             for name, there in (
-                ("NaN", np.isnan(array)), ("inf", array == np.inf), ("-inf", array == -np.inf)
+                ("NaN", np.isnan(array)),
+                ("inf", array == np.inf),
+                ("-inf", array == -np.inf),
             )
             if there.any()
-        ]  # fmt: skip
+        ]
         what = f" ({', '.join(seen)})" if seen else ""
         self._refused[cut.node] = (
             f"the head up to {cut.name!r} gives values that are not finite{what}; "

@@ -10,7 +10,7 @@ import torch
 
 from .base import Context, checked, fit_member
 from .decoder import Decoder
-from .rows import Rows, as_rows
+from .pairs import Pairs
 from .whitebox import WhiteBox
 
 
@@ -33,21 +33,13 @@ class Hybrid(WhiteBox):
 
     decoder: Decoder = field(default_factory=Decoder)
 
-    def fit(
-        self,
-        features: Rows | np.ndarray,
-        images: Rows | np.ndarray,
-        *,
-        validation: tuple[Rows | np.ndarray, np.ndarray],
-        context: Context | None = None,
-    ) -> None:
+    def fit(self, pairs: Pairs, context: Context) -> None:
         """Train the decoder, then choose the objective on validation images."""
-        resolution = as_rows(images).shape[-1]
-        context = self._prepare(context, resolution)
-        fitted = fit_member(self.decoder, features, images, validation, context)
+        self._prepare(context, pairs.resolution)
+        fitted = fit_member(self.decoder, pairs, context)
         assert isinstance(fitted, Decoder)
         self.decoder = fitted
-        self._choose(as_rows(validation[0]), np.asarray(validation[1]), resolution)
+        self._choose(pairs)
 
     @property
     def still_rising(self) -> bool:

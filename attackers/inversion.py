@@ -113,10 +113,14 @@ class _Picture:
         self.start = start.detach()
         self.finest = levels.index(0) if 0 in levels else None
         self.parts = [
-            torch.zeros(*start.shape[:2], *(max(1, n >> level) for n in start.shape[2:]),
-                        device=start.device, requires_grad=True)
+            torch.zeros(
+                *start.shape[:2],
+                *(max(1, n >> level) for n in start.shape[2:]),
+                device=start.device,
+                requires_grad=True,
+            )
             for level in levels
-        ]  # fmt: skip
+        ]
 
     def __call__(self) -> torch.Tensor:
         total = self.start

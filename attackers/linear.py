@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..errors import AttackError
 from .base import Attacker, Context, as_features, as_images, checked
 from .fast_ssim import fast_ssim
-from .rows import Rows, as_rows
+from .pairs import Pairs
 from .scoring import ssim_of
 
 
@@ -51,17 +51,9 @@ class Linear(Attacker):
     _patch: tuple[int, int] = field(default=(1, 1), init=False)
     ridge: float = field(default=math.nan, init=False)
 
-    def fit(
-        self,
-        features: Rows | np.ndarray,
-        images: Rows | np.ndarray,
-        *,
-        validation: tuple[Rows | np.ndarray, np.ndarray],
-        context: Context | None = None,
-    ) -> None:
+    def fit(self, pairs: Pairs, context: Context) -> None:
         """Solve for the patch regression."""
-        context = context or Context()
-        rows, targets = as_rows(features), as_rows(images)
+        rows, targets = pairs.features, pairs.images
         self._resolution = targets.shape[-1]
         channels, h, w = rows.shape[1:]
         h, w = min(h, self._resolution), min(w, self._resolution)
@@ -75,10 +67,10 @@ class Linear(Attacker):
         batch = max(1, min(64, 2**26 // max(1, channels * h * w)))
         for start in range(0, len(rows), batch):
             index = range(start, min(start + batch, len(rows)))
-            gathered.add(*self._pairs(rows.take(index), targets.take(index), cells, rng))
+            gathered.add(*self._cells(rows.take(index), targets.take(index), cells, rng))
             context.image_steps += len(index)
             context.report(0.8 * index.stop / len(rows))
-        self._choose_ridge(gathered, validation)
+        self._choose_ridge(gathered, pairs)
         context.report(1.0)
 
     def _neighbourhood(self, channels: int, h: int, w: int) -> int:
@@ -99,7 +91,7 @@ class Linear(Attacker):
         size = (min(maps.shape[2], self._resolution), min(maps.shape[3], self._resolution))
         return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
 
-    def _pairs(
+    def _cells(
         self, features: np.ndarray, images: np.ndarray, cells: int, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Terms (n, k*k*C) and patches (n, 3*p*p) of randomly drawn cells."""
@@ -125,18 +117,17 @@ class Linear(Attacker):
             patches[which, ys, xs].reshape(n * cells, 3 * ph * pw),
         )
 
-    def _choose_ridge(
-        self, gathered: _Sums | _Stack, validation: tuple[Rows | np.ndarray, np.ndarray]
-    ) -> None:
+    def _choose_ridge(self, gathered: _Sums | _Stack, pairs: Pairs) -> None:
         best = -math.inf
-        held_out, pictures = as_rows(validation[0]), np.asarray(validation[1])
         chosen: tuple[torch.Tensor, torch.Tensor] | None = None
         for ridge in self.ridges:
             solved = gathered.solve(ridge)
             if solved is None:
                 continue
             self._weight, self._bias = solved
-            scores = ssim_of(self.reconstruct, held_out, pictures, measure=fast_ssim)
+            scores = ssim_of(
+                self.reconstruct, pairs.held_out, pairs.held_out_images, measure=fast_ssim
+            )
             value = float(scores.mean())
             if value > best:
                 best, chosen, self.ridge = value, solved, ridge

@@ -13,7 +13,7 @@ from .base import Attacker, Context, as_features, as_images, checked, fit_member
 from .inversion import Head, resized
 from .least_squares import Prior, Problem, departure, row_norms
 from .linear import Linear
-from .rows import Rows, as_rows
+from .pairs import Pairs
 from .scoring import ssim_of
 
 _AFFINE = 0.02  # a departure below is rounding: features are stored in half precision
@@ -76,30 +76,19 @@ class Newton(Attacker):
     _side: int = field(default=0, init=False)
     _context: Context = field(default_factory=Context, init=False)
 
-    def fit(
-        self,
-        features: Rows | np.ndarray,
-        images: Rows | np.ndarray,
-        *,
-        validation: tuple[Rows | np.ndarray, np.ndarray],
-        context: Context | None = None,
-    ) -> None:
+    def fit(self, pairs: Pairs, context: Context) -> None:
         """Fit the linear attacker, then choose prior and number of steps on validation images."""
-        context = context or Context()
         if context.head is None:
             raise AttackError(f"{self.name} needs the public head, which was not given")
-        pictures = as_rows(images)
-        resolution = pictures.shape[-1]
+        pictures = pairs.images
         self._head, self._context = context.head, context
-        self._side = context.input_size or resolution
-        linear = fit_member(self.linear, features, images, validation, context)
+        self._side = context.input_size or pairs.resolution
+        linear = fit_member(self.linear, pairs, context)
         assert isinstance(linear, Linear)
         self.linear = linear
         known = as_images(pictures.take(range(min(_PRIOR_IMAGES, len(pictures)))), context.device)
-        few = min(self.tuning_images, len(validation[1]))
-        self._choose(
-            as_rows(validation[0]).take(range(few)), np.asarray(validation[1])[:few], known
-        )
+        few = min(self.tuning_images, len(pairs.held_out_images))
+        self._choose(pairs.held_out.take(range(few)), pairs.held_out_images[:few], known)
         context.report(1.0)
 
     @property
@@ -130,8 +119,12 @@ class Newton(Attacker):
             problem = Problem(self._head, prior, weights, restart)
             marks = [before]
 
-            def look(step: int, pictures: torch.Tensor, problem: Problem = problem,
-                     marks: list[float] = marks) -> bool:  # fmt: skip
+            def look(
+                step: int,
+                pictures: torch.Tensor,
+                problem: Problem = problem,
+                marks: list[float] = marks,
+            ) -> bool:
                 nonlocal best
                 self._context.image_steps += len(pictures)
                 if step & (step - 1) and step != steps:

@@ -10,7 +10,7 @@ import torch
 
 from ..hashing import derive_seed
 from .base import Context, as_images, checked
-from .rows import Rows, as_rows
+from .pairs import Pairs
 from .whitebox import WhiteBox
 
 
@@ -35,24 +35,17 @@ class Rmle(WhiteBox):
     _mean: torch.Tensor | None = field(default=None, init=False)
     _starts: int = field(default=1, init=False)
 
-    def fit(
-        self,
-        features: Rows | np.ndarray,
-        images: Rows | np.ndarray,
-        *,
-        validation: tuple[Rows | np.ndarray, np.ndarray],
-        context: Context | None = None,
-    ) -> None:
+    def fit(self, pairs: Pairs, context: Context) -> None:
         """Take the mean training image, and choose the objective on validation images."""
-        targets = as_rows(images)
-        context = self._prepare(context, targets.shape[-1])
+        targets = pairs.images
+        self._prepare(context, pairs.resolution)
         total, batch = torch.zeros(targets.shape[1:], dtype=torch.float64), 64
         for i in range(0, len(targets), batch):
             part = targets.take(range(i, min(i + batch, len(targets))))
             total += as_images(part).double().sum(0)
         self._mean = (total / len(targets)).float().to(context.device)
         self._starts = 1  # restarts cost alike for every choice
-        self._choose(as_rows(validation[0]), np.asarray(validation[1]), targets.shape[-1])
+        self._choose(pairs)
         self._starts = max(1, self.restarts)
 
     def reconstruct(self, features: np.ndarray) -> torch.Tensor:

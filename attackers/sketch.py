@@ -10,7 +10,8 @@ import torch
 
 from .base import Context, as_features
 from .linear import Linear
-from .rows import Rows, as_rows
+from .pairs import Pairs
+from .rows import Rows
 
 _CELLS = 6000  # that the principal components are taken from
 
@@ -44,21 +45,14 @@ class Sketch(Linear):
     channels: int = 72
     _basis: np.ndarray | None = field(default=None, init=False)
 
-    def fit(
-        self,
-        features: Rows | np.ndarray,
-        images: Rows | np.ndarray,
-        *,
-        validation: tuple[Rows | np.ndarray, np.ndarray],
-        context: Context | None = None,
-    ) -> None:
+    def fit(self, pairs: Pairs, context: Context) -> None:
         """Find the components on training maps, then solve as the linear attacker does."""
-        rows = as_rows(features)
+        rows = pairs.features
         self._basis = None
         if rows.shape[1] > self.channels:
-            self._basis = self._components(rows, np.random.default_rng((context or Context()).seed))
-            rows = _Projected(rows, self._basis)
-        super().fit(rows, images, validation=validation, context=context)
+            self._basis = self._components(rows, np.random.default_rng(context.seed))
+            pairs = pairs.with_features(_Projected(rows, self._basis))
+        super().fit(pairs, context)
 
     def _components(self, rows: Rows, rng: np.random.Generator) -> np.ndarray:
         """Orthonormal directions of most variance over channels, (C, channels)."""

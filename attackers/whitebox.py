@@ -11,7 +11,7 @@ import torch
 from ..errors import AttackError
 from .base import Attacker, Context, Range, Tunable, as_features
 from .inversion import DISTANCES, LEVELS, SIZES, Head, Objective, invert, resized
-from .rows import Rows
+from .pairs import Pairs
 from .scoring import ssim_of
 
 
@@ -46,22 +46,24 @@ class WhiteBox(Attacker):
     _side: int = field(default=0, init=False)
     _context: Context = field(default_factory=Context, init=False)
 
-    def _prepare(self, context: Context | None, resolution: int) -> Context:
-        context = context or Context()
+    def _prepare(self, context: Context, resolution: int) -> None:
         if context.head is None:
             raise AttackError(f"{self.name} needs the public head, which was not given")
         self._head, self._context = context.head, context
         self._side = context.input_size or resolution
-        return context
 
-    def _choose(self, features: Rows, images: np.ndarray, resolution: int) -> None:
+    def _choose(self, pairs: Pairs) -> None:
         """Take what rebuilds validation images best, one choice after the other, twice."""
+        features, images = pairs.held_out, pairs.held_out_images
         few = min(self.tuning_images, len(images))
         # Where the head sees what is scored there is one size.
-        sizes = self.sizes if self._side != resolution else self.sizes[:1]
+        sizes = self.sizes if self._side != pairs.resolution else self.sizes[:1]
         axes: dict[str, tuple[Any, ...]] = {
-            "size": sizes, "tv": self.tvs, "levels": self.levels, "distance": self.distances,
-        }  # fmt: skip
+            "size": sizes,
+            "tv": self.tvs,
+            "levels": self.levels,
+            "distance": self.distances,
+        }
         tried: dict[Objective | None, float] = {}
         most = 2 * sum(map(len, axes.values()))
 
@@ -94,9 +96,15 @@ class WhiteBox(Attacker):
         if self.objective.size == "input":
             start = resized(start, self._side)
         found, distances = invert(
-            self._head, maps, start, self.objective,
-            side=self._side, steps=self.steps, lr=self.lr, on_step=count,
-        )  # fmt: skip
+            self._head,
+            maps,
+            start,
+            self.objective,
+            side=self._side,
+            steps=self.steps,
+            lr=self.lr,
+            on_step=count,
+        )
         return resized(found, side), distances
 
     def _batches(self, features: np.ndarray) -> list[torch.Tensor]:

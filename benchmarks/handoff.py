@@ -68,8 +68,11 @@ def open_pair(transport: str, floats: int, folder: str) -> tuple[End, subprocess
 
 def main(sizes: list[float], repetitions: int) -> None:
     torch.set_num_threads(1)
-    print(f"{'payload MiB':>11} {'copies ms':>10}" + "".join(f"{n + ' ms':>10}" for n in NAMES)
-          + f"{'limit ms':>10}")  # fmt: skip
+    print(
+        f"{'payload MiB':>11} {'copies ms':>10}"
+        + "".join(f"{n + ' ms':>10}" for n in NAMES)
+        + f"{'limit ms':>10}"
+    )
     for mib in sizes:
         floats = int(mib * 2**18)
         payload, there, back = (torch.zeros(1, floats) for _ in range(3))
@@ -92,8 +95,11 @@ def main(sizes: list[float], repetitions: int) -> None:
                 process.wait()
         m = {n: median(v[5:]) * 1e3 for n, v in times.items()}
         limit = 2 * m["copies"] + 0.2
-        print(f"{mib:>11.2f} {m['copies']:>10.3f}" + "".join(f"{m[n]:>10.3f}" for n in NAMES)
-              + f"{limit:>10.3f}")  # fmt: skip
+        print(
+            f"{mib:>11.2f} {m['copies']:>10.3f}"
+            + "".join(f"{m[n]:>10.3f}" for n in NAMES)
+            + f"{limit:>10.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import time
 
 from _shared import parser_of
 
+from partopt.attackers.base import Context
 from partopt.attackers.features import FeatureStore
+from partopt.attackers.pairs import Pairs
 from partopt.attackers.panel import make
 from partopt.attackers.scoring import ssim_of
 from partopt.cache import cache_dir
@@ -40,8 +42,8 @@ def main() -> int:
         train, held_out, test = (store.rows(cut, p, cuts) for p in ("train", "validation", "test"))
         attacker = make("linear")
         start = time.monotonic()
-        validation = (held_out, images.part("validation"))
-        attacker.fit(train, images.part("train"), validation=validation)
+        parts = (train, images.part("train")), (held_out, images.part("validation"))
+        attacker.fit(Pairs.of(*parts), Context())
         seconds = time.monotonic() - start
         raw = ssim_of(attacker.reconstruct, test, images.part("test")).mean()
         print(f"| `{cut.name}` | {raw:.3f} | {seconds:.1f} |", flush=True)

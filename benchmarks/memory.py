@@ -27,12 +27,13 @@ from partopt.attackers.base import Attacker, Context
 from partopt.attackers.decoder import Decoder
 from partopt.attackers.features import FeatureStore
 from partopt.attackers.hybrid import Hybrid
+from partopt.attackers.pairs import Pairs
 from partopt.attackers.panel import make
 from partopt.attackers.rmle import Rmle
 from partopt.cache import cache_dir
 from partopt.datasets import Split, load_images
 from partopt.models import load_model
-from partopt.optimizer.pairs import Pairs, arm, pairs_of
+from partopt.optimizer.pairs import give_head, pairs_at
 from partopt.profilers.memory import keep_memory
 
 GIB = 2**30
@@ -72,10 +73,7 @@ def fit(attacker: Attacker, pairs: Pairs, context: Context, steps: float, second
     signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, 1, 1)
     try:
-        attacker.fit(
-            pairs.train, pairs.targets, validation=(pairs.held_out, pairs.held_out_pictures),
-            context=context,
-        )  # fmt: skip
+        attacker.fit(pairs, context)
     except Enough:
         return False
     finally:
@@ -94,9 +92,9 @@ def one(args: argparse.Namespace, cut: str, name: str) -> None:
     )
     attacker = short(name)
     start = time.monotonic()
-    pairs = pairs_of(store, target, attacker, images.images)
+    pairs, unseen = pairs_at(target, attacker, store, images.images)
     context = Context()
-    arm(context, store, target, attacker)
+    give_head(context, store, target, attacker)
     made, features = time.monotonic() - start, peak()
     steps: float = args.image_steps
     trained = True
@@ -105,16 +103,21 @@ def one(args: argparse.Namespace, cut: str, name: str) -> None:
             decoder = Decoder()
             key = repr(decoder)
             trained = fit(decoder, pairs, context, steps, args.seconds)
-            context.keep(key, decoder, 0)
+            context.keep(key, pairs, decoder, 0)
         steps = math.inf
     whole = fit(attacker, pairs, context, steps, args.seconds)
     if whole:
-        attacker.reconstruct(pairs.test.take(range(16)))
+        attacker.reconstruct(unseen.features.take(range(16)))
     result = {
-        "cut": cut, "shape": list(pairs.train.shape[1:]), "attacker": name, "features_s": made,
-        "features_gib": features, "image_steps": context.image_steps, "whole": whole and trained,
+        "cut": cut,
+        "shape": list(pairs.features.shape[1:]),
+        "attacker": name,
+        "features_s": made,
+        "features_gib": features,
+        "image_steps": context.image_steps,
+        "whole": whole and trained,
         "gib": peak(),
-    }  # fmt: skip
+    }
     print(json.dumps(result))
 
 
@@ -141,8 +144,9 @@ def main() -> int:
         for name in args.attackers:
             done = subprocess.run(
                 [sys.executable, __file__, *sys.argv[1:], "--one", cut, name],
-                stdout=subprocess.PIPE, check=True,
-            )  # fmt: skip
+                stdout=subprocess.PIPE,
+                check=True,
+            )
             r = json.loads(done.stdout.splitlines()[-1])
             worst = max(worst, r["gib"])
             shape = "x".join(map(str, r["shape"]))

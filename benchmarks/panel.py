@@ -112,10 +112,22 @@ def main() -> int:
     kind = args.cuts if args.cuts in ("clean", "all", "stage", "paper") else args.cuts.split(",")
     cuts = [c.name for c in model.trace().cuts(kind, max_cuts=args.max_cuts)]
     missing = [c for c in cuts if c not in done]
-    for found in attack_cuts(
-        args.model, missing, attackers=names, weights=args.weights, mean=args.mean, std=args.std,
-        data=args.data, budget=small, input_size=args.input_size, show=args.show,
-    ) if missing else ():  # fmt: skip
+    for found in (
+        attack_cuts(
+            args.model,
+            missing,
+            attackers=names,
+            weights=args.weights,
+            mean=args.mean,
+            std=args.std,
+            data=args.data,
+            budget=small,
+            input_size=args.input_size,
+            show=args.show,
+        )
+        if missing
+        else ()
+    ):
         results.append(as_dict(found))
         if args.pictures is not None:
             args.pictures.mkdir(parents=True, exist_ok=True)

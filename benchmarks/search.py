@@ -18,9 +18,10 @@ from partopt.attackers.features import FeatureStore
 from partopt.cache import cache_dir
 from partopt.datasets import load_images
 from partopt.models import load_model
+from partopt.optimizer.attempt import Bench
 from partopt.optimizer.budgets import pick
 from partopt.optimizer.floor import floor_of
-from partopt.optimizer.search import Search
+from partopt.optimizer.search import Course, Search
 from partopt.profilers.profile import profile
 
 
@@ -49,11 +50,10 @@ def main() -> int:
             store = FeatureStore(
                 cache_dir("features"), graph, model.preprocessing, images, model.weights_hash
             )
-            search = Search(
-                cuts, latencies, store, budget.panel(), floor, threshold=args.ssim,
-                scale="corrected", resolution=side, exhaustive=way == "sweep",
-                storage=optuna.storages.InMemoryStorage(),
-            )  # fmt: skip
+            bench = Bench(store=store, floor=floor, resolution=side)
+            course = Course(threshold=args.ssim, exhaustive=way == "sweep")
+            memory = optuna.storages.InMemoryStorage()
+            search = Search(cuts, latencies, bench, budget.panel(), course, memory)
             for cut in cuts if way == "sweep" else []:
                 for part in ("train", "mirrored"):
                     store.rows(cut, part, cuts)

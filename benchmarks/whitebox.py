@@ -16,14 +16,13 @@ from dataclasses import replace
 
 from _shared import parser_of, small_decoder, small_white_box
 
-from partopt.attackers.base import Context
 from partopt.attackers.inversion import LEVELS, SIZES, Objective
 from partopt.attackers.scoring import ssim_of
 from partopt.datasets import Split
+from partopt.optimizer.attempt import Wish, attempt
 from partopt.optimizer.budgets import Budget
 from partopt.optimizer.find import Silent
-from partopt.optimizer.ground import lay
-from partopt.optimizer.pairs import arm, pairs_of
+from partopt.optimizer.ground import bench_of, lay
 
 
 def main() -> int:
@@ -37,30 +36,36 @@ def main() -> int:
     args = parser.parse_args()
     hybrid, rmle = small_white_box(small_decoder(3), args.steps, 1)
     small = Budget(
-        "quick", "screening", Split(*args.images), args.resolution, 20,
+        "quick",
+        "screening",
+        Split(*args.images),
+        args.resolution,
+        20,
         {"hybrid": hybrid.settings(), "rmle": rmle.settings()},
-    )  # fmt: skip
+    )
     ground = lay(
-        args.model, args.cuts, Silent(), weights=args.weights, mean=args.mean, std=args.std,
-        data=args.data, budget=small,
-    )  # fmt: skip
+        args.model,
+        args.cuts,
+        Silent(),
+        weights=args.weights,
+        mean=args.mean,
+        std=args.std,
+        data=args.data,
+        budget=small,
+    )
+    bench = bench_of(ground, seed=0)
     print(f"floor {ground.floor.mean():.3f}, start: the picture as it is before the descent\n")
-    print("| cut | attacker | size | total variation | start | "
-          + " | ".join(f"levels {', '.join(map(str, levels))}" for levels in LEVELS)
-          + " | seconds a cell |\n" + "|---" * (6 + len(LEVELS)) + "|")  # fmt: skip
+    heads = " | ".join(f"levels {', '.join(map(str, levels))}" for levels in LEVELS)
+    print(f"| cut | attacker | size | total variation | start | {heads} | seconds a cell |")
+    print("|---" * (6 + len(LEVELS)) + "|")
     for cut in ground.cuts:
         for attacker in (replace(hybrid), replace(rmle)):
-            pairs = pairs_of(ground.store, cut, attacker, ground.pictures, ground.cuts)
-            context = Context()
-            arm(context, ground.store, cut, attacker)
-            attacker.fit(
-                pairs.train, pairs.targets, validation=(pairs.held_out, pairs.held_out_pictures),
-                context=context,
-            )  # fmt: skip
-            maps, truth = pairs.test.take(range(args.tried_on)), pairs.originals[: args.tried_on]
+            found = attempt(bench, cut, attacker, Wish(also=ground.cuts))
+            fitted, unseen = found.attacker, found.unseen
+            maps, truth = unseen.features.take(range(args.tried_on)), unseen.images[: args.tried_on]
 
             def reached(
-                steps: int, objective: Objective, attacker=attacker, maps=maps, truth=truth
+                steps: int, objective: Objective, attacker=fitted, maps=maps, truth=truth
             ) -> float:
                 attacker.objective, attacker.steps = objective, steps
                 return float(ssim_of(attacker.reconstruct, maps, truth).mean())
@@ -72,8 +77,8 @@ def main() -> int:
                 best = max(values)
                 cells = " | ".join(f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in values)
                 before = reached(0, Objective("l2", tv, size))
-                print(f"| `{cut.name}` | {attacker.name} | {size} | {tv:g} | {before:.3f} | "
-                      f"{cells} | {each:.0f} |", flush=True)  # fmt: skip
+                row = f"`{cut.name}` | {attacker.name} | {size} | {tv:g} | {before:.3f}"
+                print(f"| {row} | {cells} | {each:.0f} |", flush=True)
     return 0
 
 

@@ -152,7 +152,7 @@ class Candidates:
         )
 
 
-def choose(
+def fastest(
     candidates: Candidates, allowed: Sequence[int], leaks: Mapping[int, float]
 ) -> int | None:
     """Index of the cut to use among those `allowed`, or None where there is none.

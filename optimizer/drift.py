@@ -12,7 +12,7 @@ from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import CutLatency, Figure, Profile
 from ..profilers.profile import profile
 from .checked import CheckResult, What
-from .choose import TIE, Candidates, choose
+from .choose import TIE, Candidates, fastest
 
 
 def stored_times(config: SplitConfig, cuts: Sequence[Cut]) -> Profile | None:
@@ -118,7 +118,7 @@ def still_best(
     """Choose among the safe cuts, those in `leaking`, and compare with the one deployed."""
     cuts, times = found.cuts, found.latencies
     allowed = [i for i, cut in enumerate(cuts) if cut.name in leaking]
-    best = choose(found, allowed, {i: leaking[cuts[i].name] for i in allowed})
+    best = fastest(found, allowed, {i: leaking[cuts[i].name] for i in allowed})
     if best is None:
         result.add("best cut", "skipped", "no cut is safe")
         return

@@ -21,6 +21,7 @@ from ..profilers.base import Profile
 from ..profilers.profile import modelled, profile, verify
 from ..profilers.sgx_model import SgxModel
 from ..traceargs import Tracing
+from .attempt import Bench
 from .budgets import Budget, evidence_of, pick
 from .choose import compares
 from .floor import floor_of
@@ -28,7 +29,7 @@ from .minima import grant_of
 from .protocols import protocol_of
 from .result import build_config
 from .rule import Verdict
-from .search import Search
+from .search import Course, Listener, Search
 from .settle import Effort, note, settle
 from .storage import open_storage
 
@@ -234,20 +235,30 @@ def find(
         grant_of(images.split, panel, evidence, terms.budgets), tune if attack else 0, workers,
     )  # fmt: skip
 
-    def make(over: list[Cut], latencies: Profile) -> Search:
-        inside, outside = latencies.full_enclave, latencies.full_accelerator
-        search = Search(
-            over, latencies.cuts, store, panel, floor,
-            threshold=terms.threshold, scale=terms.scale, interval=terms.interval, resolution=side,
-            storage=opened, seed=seed, device=device, exhaustive=exhaustive, first=first,
-            attack=attack, whole=inside if compares(inside, outside) else None,
-            on_progress=watcher.progress,
-            on_done=lambda cut, a, leaks: watcher.attacked(cut.name, a.attacker, a.score, leaks),
-        )  # fmt: skip
-        search.on_tuned = lambda cut, name, score: watcher.attacked(
+    bench = Bench(
+        store=store, floor=floor, resolution=side, scale=terms.scale, seed=seed, device=device
+    )
+    listener = Listener(
+        on_progress=watcher.progress,
+        on_done=lambda cut, a, leaks: watcher.attacked(cut.name, a.attacker, a.score, leaks),
+        on_tuned=lambda cut, name, score: watcher.attacked(
             cut.name, name, score.value, score.low >= terms.threshold
+        ),
+    )
+
+    def make(over: list[Cut], latencies: Profile, promoted: frozenset[int]) -> Search:
+        inside, outside = latencies.full_enclave, latencies.full_accelerator
+        course = Course(
+            threshold=terms.threshold,
+            interval=terms.interval,
+            exhaustive=exhaustive,
+            first=first,
+            attack=attack,
+            whole=inside if compares(inside, outside) else None,
+            grant=effort.grant,
+            promoted=promoted,
         )
-        return search
+        return Search(over, latencies.cuts, bench, panel, course, opened, listener)
 
     def time_of(more: list[Cut]) -> Profile:
         found = profile(

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..attackers.base import Context
 from ..attackers.blind import Blind
+from ..attackers.pairs import Pairs
 from ..attackers.scoring import ssim_of
 from ..cache import cache_dir, read_sealed, write_sealed
 from ..datasets import ImageSet, at_resolution
@@ -27,12 +28,8 @@ def floor_of(images: ImageSet, resolution: int, seed: int) -> np.ndarray:
     pictures = at_resolution(images.images, resolution)
     part = {p: pictures[slice(*images.bounds(p))] for p in ("train", "validation", "test")}
     nothing = np.zeros((1, 1, 1, 1), np.float16)
-    attacker.fit(
-        nothing,
-        part["train"],
-        validation=(nothing, part["validation"]),
-        context=Context(seed=derive_seed(seed, "blind")),
-    )
+    pairs = Pairs.of((nothing, part["train"]), (nothing, part["validation"]))
+    attacker.fit(pairs, Context(seed=derive_seed(seed, "blind")))
     values = ssim_of(
         attacker.reconstruct, np.zeros((len(part["test"]), 1, 1, 1), np.float16), part["test"]
     )

@@ -22,10 +22,10 @@ from ..models import LoadedModel
 from . import drift
 from .checked import CheckResult
 from .find import SplitResult, Watcher, find
+from .keys import attack_key, plugin_source
 from .minima import grant_of
 from .policy import Policy, Terms, laxer
 from .rule import Evidence, judge
-from .search import attack_key, plugin_source
 from .sweep import may_leak
 
 
@@ -114,7 +114,7 @@ def _foreign(subject: Subject) -> list[str]:
             safer = attacker.safer()
             meant = {repr(attacker), repr(safer)} if safer is not None else {repr(attacker)}
             key = attack_key(
-                store.key, cut, attack.settings, plugin_source(attacker), side, terms.seed
+                cut, store.key, attack.settings, plugin_source(attacker), side, terms.seed
             )
             if attack.key != key or (attack.settings not in meant and not p.tuned):
                 wrong.append(f"{attack.attacker} at {cut.name}")

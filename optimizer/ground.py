@@ -18,6 +18,7 @@ from ..models import LoadedModel, load_model
 from ..profilers.backends import pick_accelerator
 from ..profilers.memory import keep_memory
 from ..traceargs import Tracing
+from .attempt import Bench
 from .budgets import Budget, pick
 from .find import Watcher, resolution_of
 from .floor import floor_of
@@ -101,3 +102,15 @@ def lay(
         chosen, panel, loaded, targets, images, side, floor_of(images, side, seed), store,
         at_resolution(images.images, side), device,
     )  # fmt: skip
+
+
+def bench_of(ground: Ground, seed: int, scale: str = "corrected") -> Bench:
+    """What all attacks on it have in common."""
+    return Bench(
+        store=ground.store,
+        floor=ground.floor,
+        resolution=ground.side,
+        scale=scale,
+        seed=seed,
+        device=ground.device,
+    )

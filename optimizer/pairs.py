@@ -9,33 +9,37 @@ import numpy as np
 
 from ..attackers.base import Attacker, Context
 from ..attackers.features import MIRRORED, FeatureStore
+from ..attackers.pairs import Pairs
 from ..attackers.rows import Rows
 from ..graph import Cut
+from ..hashing import hash_json
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Feature maps and pictures (uint8, at the scored resolution) of the three parts."""
+@dataclass(frozen=True, kw_only=True)
+class Unseen:
+    """Feature maps of the test images, and those images (uint8), which no attacker is given."""
 
-    train: Rows
-    targets: Rows
-    held_out: Rows
-    held_out_pictures: np.ndarray
-    test: Rows
-    originals: np.ndarray
+    features: Rows
+    images: np.ndarray
 
 
-def pairs_of(
-    store: FeatureStore,
+def pairs_at(
     cut: Cut,
     attacker: Attacker,
+    store: FeatureStore,
     pictures: np.ndarray,
     also: Sequence[Cut] = (),
     most: int | None = None,
-) -> Pairs:
+) -> tuple[Pairs, Unseen]:
     """Read or make the features of `cut` (and, in the same pass, of the cuts in `also`).
 
-    With `most` an attacker gets only so many of the training images, the first ones.
+    Args:
+        cut: The cut.
+        attacker: Who is to learn from the pairs; decides whether mirrored images are among them.
+        store: The features.
+        pictures: All images at the scored resolution, uint8.
+        also: Further cuts.
+        most: So many of the training images, the first ones; None is all.
     """
     images = store.images
     part = {p: pictures[slice(*images.bounds(p))] for p in ("train", "validation", "test")}
@@ -44,17 +48,18 @@ def pairs_of(
     if attacker.augments:
         train = train.joined(store.rows(cut, MIRRORED, also).first(len(few)))
         targets = targets.joined(Rows([few[..., ::-1]]))
-    return Pairs(
-        train,
-        targets,
-        store.rows(cut, "validation", also),
-        part["validation"],
-        store.rows(cut, "test", also),
-        part["test"],
+    boundary = [spec.name for spec in cut.boundary]
+    pairs = Pairs(
+        features=train,
+        images=targets,
+        held_out=store.rows(cut, "validation", also),
+        held_out_images=part["validation"],
+        key=hash_json([store.key, boundary, attacker.augments, len(few), pictures.shape[-1]]),
     )
+    return pairs, Unseen(features=store.rows(cut, "test", also), images=part["test"])
 
 
-def arm(context: Context, store: FeatureStore, cut: Cut, attacker: Attacker) -> None:
+def give_head(context: Context, store: FeatureStore, cut: Cut, attacker: Attacker) -> None:
     """Give an attacker that wants it the public head."""
     if attacker.needs_head:
         context.head = store.head(cut)

@@ -19,9 +19,10 @@ from ..models import LoadedModel
 from ..profilers.base import CutLatency, Figure, Profile, Verification
 from ..sources import attack_source
 from .budgets import Budget, evidence_of
+from .keys import ATTACK_VERSION
 from .protocols import PUBLISHED_BUDGETS, Protocol
 from .rule import Verdict
-from .search import ATTACK_VERSION, Outcome
+from .search import Outcome
 
 ATTACK = "attack"  # among the versions: which attack code the evidence is of
 

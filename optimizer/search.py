@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import joblib
-import numpy as np
 import optuna
 import torch
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
@@ -23,20 +19,18 @@ from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 
 from ..attackers import pictures
-from ..attackers.base import BEYOND, Attacker, Context, Fitted, Reconstruct, remark
-from ..attackers.features import FeatureStore
-from ..attackers.scoring import Score, corrected, score, ssim_of
+from ..attackers.base import BEYOND, Attacker, Fitted, Key
+from ..attackers.scoring import Score
 from ..cache import cache_dir, written_to
 from ..config import Attack
-from ..datasets import at_resolution
-from ..errors import ConfigError, PartoptError, StorageError
+from ..errors import ConfigError
 from ..graph import Cut
-from ..hashing import derive_seed, hash_json
+from ..hashing import hash_json
 from ..notices import notice
 from ..profilers.base import CutLatency, Figure
-from ..sources import attack_source, file_digest
-from .choose import Candidates, choose
-from .pairs import arm, pairs_of
+from .attempt import Bench, Failed, Reached, Wish, attempt
+from .choose import Candidates, fastest
+from .keys import ATTACK_VERSION, attack_key, plugin_source
 from .plan import Job, Plan
 from .rule import Evidence, Grant, Verdict, judge
 from .sampler import PRIVACY, NothingLeft, SuffixSampler, running_jobs
@@ -51,9 +45,8 @@ from .storage import (
     spoken,
     whereabouts,
 )
+from .stored import AGAIN, SECOND_FOR, StoredAttack
 
-ATTACK_VERSION = 4  # raise when an attacker's code changes what it can reach
-SECOND_FOR = "second_for"  # attribute of a second try: the key of the try that failed before it
 _CUTS_KEPT = 2  # of how many cuts fitted attackers stay, for those that are built on them
 
 
@@ -71,6 +64,47 @@ class Outcome:
     study: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What a search asks and how far it goes.
+
+    Attributes:
+        threshold: Scores at or above it leak.
+        interval: Whether the interval counts, or the mean alone, as in the published rule.
+        exhaustive: Run every attacker on every cut at full budget, for comparison.
+        first: Name of a cut and of an attacker to begin with; a leak proven there ends the search,
+            and without one it goes on at least as far as that cut.
+        attack: False runs nothing: only what the storage has is evidence.
+        whole: Time of the whole model in the enclave; None where comparing with it is void.
+        grant: What a cut that passes the rule may be called.
+        promoted: Nodes of cuts that are never the answer.
+    """
+
+    threshold: float
+    interval: bool = True
+    exhaustive: bool = False
+    first: tuple[str, str] | None = None
+    attack: bool = True
+    whole: Figure | None = None
+    grant: Grant = field(default_factory=Grant)
+    promoted: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Who is told while a search goes on.
+
+    Attributes:
+        on_progress: Called with what is being done and the share of that job.
+        on_done: Called with each attack, and whether it proves a leak.
+        on_tuned: Called with the cut, the attacker and the score of each setting tried.
+    """
+
+    on_progress: Callable[[str, float], None] = lambda what, share: None
+    on_done: Callable[[Cut, Attack, bool], None] = lambda cut, attack, leaks: None
+    on_tuned: Callable[[Cut, str, Score], None] = lambda cut, name, score: None
+
+
 class Search:
     """One search over the cuts of one model.
 
@@ -79,23 +113,11 @@ class Search:
     Args:
         cuts: In execution order.
         latencies: Of the same cuts; none where nothing hangs on them.
-        store: Their features.
+        bench: Their features, the floor, and what else all attacks have in common.
         panel: Attackers by name, with their settings.
-        floor: SSIM of the blind attacker per test image.
-        threshold: Scores at or above it leak.
-        scale: ``corrected`` or ``raw``.
-        interval: Whether the interval counts, or the mean alone, as in the published rule.
-        resolution: Side at which images are rebuilt, in pixels.
+        course: What is asked, and how far the search goes.
         storage: Where trials are kept.
-        seed: For everything random.
-        device: Where attackers train.
-        exhaustive: Run every attacker on every cut at full budget, for comparison.
-        first: Name of a cut and of an attacker to begin with; a leak proven there ends the search,
-            and without one it goes on at least as far as that cut.
-        attack: False runs nothing: only what the storage has is evidence.
-        whole: Time of the whole model in the enclave; None where comparing with it is void.
-        on_progress: Called with what is being done and the share of that job.
-        on_done: Called after each attack with its cut and result.
+        listener: Is told of progress.
     """
 
     purpose = "search"
@@ -105,53 +127,29 @@ class Search:
         self,
         cuts: Sequence[Cut],
         latencies: Sequence[CutLatency],
-        store: FeatureStore,
+        bench: Bench,
         panel: Mapping[str, Attacker],
-        floor: np.ndarray,
-        *,
-        threshold: float,
-        scale: str,
-        resolution: int,
+        course: Course,
         storage: BaseStorage,
-        interval: bool = True,
-        seed: int = 0,
-        device: str = "cpu",
-        exhaustive: bool = False,
-        first: tuple[str, str] | None = None,
-        attack: bool = True,
-        whole: Figure | None = None,
-        on_progress: Callable[[str, float], None] | None = None,
-        on_done: Callable[[Cut, Attack, bool], None] | None = None,
+        listener: Listener | None = None,
     ) -> None:
         self.cuts = list(cuts)
         self.latencies = list(latencies)
-        self.candidates = Candidates(self.cuts, self.latencies, whole)
-        self.grant = Grant()  # what a cut that passes the rule may be called
-        self.promoted: frozenset[int] = frozenset()  # nodes of cuts that are never the answer
-        self.store = store
+        self.bench = bench
         self.panel = dict(panel)
-        self.floor = floor
-        self.threshold = threshold
-        self.scale = scale
-        self.interval = interval
+        self.course = course
         self.storage = storage
-        self.seed = seed
-        self.device = device
-        self.exhaustive = exhaustive
-        self.attacking = attack
-        self.on_progress = on_progress
-        self.on_done = on_done
+        self.listener = listener or Listener()
+        self.candidates = Candidates(self.cuts, self.latencies, course.whole)
         self.names = [c.name for c in self.cuts]
-        self.pictures = at_resolution(store.images.images, resolution)
-        self.resolution = resolution
+        first = course.first
         self.plan = Plan(
             self.names,
             {n: a.rank for n, a in self.panel.items()},
-            threshold,
+            course.threshold,
             self._could_win,
             first=(self.names.index(first[0]), first[1]) if first else None,
         )
-        self.on_tuned: Callable[[Cut, str, Score], None] | None = None
         self.outcome = Outcome()
         self._safer: dict[Job, Attacker] = {}
         self._keys = {
@@ -160,14 +158,20 @@ class Search:
             for name, attacker in self.panel.items()
         }
         self._at_work: tuple[dict[Job, int], set[Job]] = {}, set()
-        self._fitted: dict[int, dict[str, Fitted]] = {}
+        self._fitted: dict[int, dict[Key, Fitted]] = {}
         self._lock = threading.RLock()
         self._cancelled = threading.Event()
 
     def key(self, cut: Cut, attacker: Attacker) -> str:
         """Content hash of everything an attack's result depends on."""
+        bench = self.bench
         return attack_key(
-            self.store.key, cut, repr(attacker), plugin_source(attacker), self.resolution, self.seed
+            cut,
+            bench.store.key,
+            repr(attacker),
+            plugin_source(attacker),
+            bench.resolution,
+            bench.seed,
         )
 
     def run(self, workers: int = 1) -> Outcome:
@@ -209,7 +213,7 @@ class Search:
             [
                 self.names,
                 [self.key(cut, a) for cut in self.cuts for a in self.panel.values()],
-                self.exhaustive,
+                self.course.exhaustive,
                 self.purpose,
             ]
         )
@@ -260,14 +264,14 @@ class Search:
                 self._take_up(job, found[key].user_attrs, second=True)
 
     def _take_up(self, job: Job, attrs: dict[str, Any], second: bool) -> None:
-        per_image = _per_image(attrs, len(self.floor))
-        if per_image is None:
+        stored = StoredAttack.from_attrs(attrs, len(self.bench.floor))
+        if stored is None:
             return  # not what a search writes: run it
-        result = self.score_of(job, per_image)
-        if not attrs["complete"] and result.low < self.threshold:
+        result = self.bench.score(stored.per_image)
+        if not stored.complete and result.low < self.course.threshold:
             return  # it stopped at a proof for a lower threshold: run it in full
-        attack = _attack_from(attrs, self.panel[job[1]], result, second)
-        self.record(job, attack, attrs["unplaced"])
+        attack = stored.shown(job[1], result, AGAIN if second else "")
+        self.record(job, attack, stored.unplaced)
         self.outcome.reused += 1
 
     def _be_careful(self, study: optuna.Study) -> None:
@@ -302,9 +306,9 @@ class Search:
         return seen, unseen
 
     def _next(self, running: Collection[Job]) -> Job | None:
-        if not self.attacking:
+        if not self.course.attack:
             return None
-        if not self.exhaustive:
+        if not self.course.exhaustive:
             return self.plan.next(self.outcome.evidence, running)
         return self._next_of_all(running)
 
@@ -328,9 +332,11 @@ class Search:
         """Index of the cut to use on the evidence so far, or None where none is safe."""
         verdicts = self.verdicts()
         safe = [
-            i for i, v in enumerate(verdicts) if v.safe and self.cuts[i].node not in self.promoted
+            i
+            for i, v in enumerate(verdicts)
+            if v.safe and self.cuts[i].node not in self.course.promoted
         ]
-        return choose(self.candidates, safe, {i: verdicts[i].suffix_high for i in safe})
+        return fastest(self.candidates, safe, {i: verdicts[i].suffix_high for i in safe})
 
     def verdicts(self) -> list[Verdict]:
         """The rule applied to the evidence so far, by cut."""
@@ -339,8 +345,8 @@ class Search:
                 self.names,
                 self.plan.panel,
                 self.outcome.evidence,
-                self.threshold,
-                self.grant,
+                self.course.threshold,
+                self.course.grant,
                 self.unplaced(),
             )
 
@@ -400,82 +406,69 @@ class Search:
     def _wait(self, others: Mapping[Job, int], seconds: float) -> None:
         """Let somebody else finish a job that is needed here."""
         theirs = {job: pid for job, pid in others.items() if pid != os.getpid()}
-        if theirs and self.on_progress is not None:
+        if theirs:
             (i, name), pid = next(iter(theirs.items()))
-            self.on_progress(f"waiting for process {pid}: {name} on {self.names[i]}", 0.0)
+            self.listener.on_progress(f"waiting for process {pid}: {name} on {self.names[i]}", 0.0)
         self._cancelled.wait(seconds)
 
     def _one(self, study: optuna.Study, trial: Trial, job: Job) -> None:
         """Run one attack and store it, whatever becomes of it."""
-        cut = self.cuts[job[0]]
         again = self._safer.get(job)
-        attacker = copy.deepcopy(again or self.panel[job[1]])
-        start = time.monotonic()
-        context = self.context(job)
         try:
-            per_image = self.attack(job, cut, attacker, context)
-        except StorageError:
-            self._leave(study, trial)
-            raise
-        except (PartoptError, RuntimeError, MemoryError, ValueError) as error:
-            note = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            with suppress(UpdateFinishedTrialError):
-                trial.set_user_attr("note", note)
-                study.tell(trial, state=TrialState.FAIL)
-            if again is None and self._try_again(job):
-                return
-            failed = Attack(
-                attacker=job[1], settings=repr(attacker), outcome="failed", note=note,
-                image_steps=context.image_steps, seconds=time.monotonic() - start,
-            )  # fmt: skip
-            self.record(job, failed)
-            self._count(context, failed.seconds)
-            self._tell(cut, failed)
+            reached = self.attack(job, again or self.panel[job[1]])
+        except Failed as failure:
+            self._fail(study, trial, job, failure)
             return
         except BaseException:
             self._leave(study, trial)
             raise
-        seconds = time.monotonic() - start
-        self._count(context, seconds)
-        steps, seconds = context.cost(seconds)
-        per_image = per_image.round(6)  # what is stored is what is judged
-        result = self.score_of(job, per_image)
-        key = self.key(cut, attacker)
-        attributes = {
-            "key": key,
-            "cut_name": cut.name,
-            "cut_index": job[0],
-            "score": result.value,
-            "score_high": result.high,
-            "ssim_raw": result.raw,
-            "ssim_per_image": per_image.tolist(),
-            "complete": not context.stopped_early,
-            "settings": repr(attacker),
-            "image_steps": steps,
-            "seconds": round(seconds, 3),
-            "note": remark(attacker),
-            "unplaced": self.store.unplaced(cut),
-        }
+        self._count(reached.own_steps, reached.own_seconds)
+        cut = self.cuts[job[0]]
+        stored = StoredAttack.of(reached, self.key(cut, again or self.panel[job[1]]))
+        attributes = stored.to_attrs()
+        attributes["cut_name"] = cut.name
+        attributes["cut_index"] = job[0]
+        attributes["score"] = reached.score.value
+        attributes["score_high"] = reached.score.high
         if again is not None:
             attributes[SECOND_FOR] = self.key(cut, self.panel[job[1]])
-        attack = _attack_from(attributes, self.panel[job[1]], result, again is not None)
+        attack = stored.shown(job[1], reached.score, AGAIN if again is not None else "")
         try:
             for name, value in attributes.items():
                 trial.set_user_attr(name, value)
-            self.keep_pictures(trial, job, attacker, key)
-            self.record(job, attack, str(attributes["unplaced"]))
+            self.keep_pictures(trial, reached, stored.key)
+            self.record(job, attack, stored.unplaced)
             verdict = self.verdicts()[job[0]]
-            margin = verdict.suffix_high - self.threshold
+            margin = verdict.suffix_high - self.course.threshold
             trial.set_constraint(PRIVACY, margin if verdict.safe and self.certifies else 1.0)
             study.tell(trial, self.latencies[job[0]].total.ms if self.latencies else 0.0)
         except UpdateFinishedTrialError:
             # Only from a machine that shares the storage and took this process for dead.
             notice(f"another run took over {job[1]} on {cut.name}: the result is not stored")
-            self.record(job, attack, str(attributes["unplaced"]))
+            self.record(job, attack, stored.unplaced)
         except BaseException:
             self._leave(study, trial)
             raise
         self._tell(cut, attack)
+
+    def _fail(self, study: optuna.Study, trial: Trial, job: Job, failure: Failed) -> None:
+        """Store a failure; without a second try it is the evidence, and counts as leaking."""
+        with suppress(UpdateFinishedTrialError):
+            trial.set_user_attr("note", str(failure))
+            study.tell(trial, state=TrialState.FAIL)
+        if job not in self._safer and self._try_again(job):
+            return
+        failed = Attack(
+            attacker=job[1],
+            settings=failure.settings,
+            outcome="failed",
+            note=str(failure),
+            image_steps=failure.image_steps,
+            seconds=failure.seconds,
+        )
+        self.record(job, failed)
+        self._count(failure.image_steps, failure.seconds)
+        self._tell(self.cuts[job[0]], failed)
 
     def _leave(self, study: optuna.Study, trial: Trial) -> None:
         """Stop, and leave the trial to whoever comes next, as far as the storage still lets us."""
@@ -483,18 +476,13 @@ class Search:
         with suppress(Exception):
             study.tell(trial, state=TrialState.FAIL)
 
-    def context(self, job: Job) -> Context:
-        """What the attacker of a job is given, those already fitted at that cut among it.
-
-        All attackers of a cut have one seed: a member that is taken as fitted is what fitting it
-        again would give.
-        """
+    def _members(self, index: int) -> dict[Key, Fitted]:
+        """Attackers fitted already at a cut, for those that are built on them."""
         with self._lock:
-            fitted = self._fitted.setdefault(job[0], {})
+            fitted = self._fitted.setdefault(index, {})
             for old in list(self._fitted)[:-_CUTS_KEPT]:
                 del self._fitted[old]
-        seed = derive_seed(self.seed, self.names[job[0]])
-        return Context(seed=seed, device=self.device, fitted=fitted)
+        return fitted
 
     def _try_again(self, job: Job) -> bool:
         """After a failure: once more, with safer settings. Until then the cut counts as leaking."""
@@ -507,54 +495,37 @@ class Search:
             torch.cuda.empty_cache()
         return True
 
-    def attack(
-        self, job: Job, cut: Cut, attacker: Attacker, context: Context, *, to_the_end: bool = False
-    ) -> np.ndarray:
-        """Fit, then score on the test images; SSIM per image, shape (N,).
+    def attack(self, job: Job, attacker: Attacker, *, to_the_end: bool = False) -> Reached:
+        """Attack the cut of a job.
 
-        Training stops at proof of a leak, unless it is to go on `to_the_end`.
+        Training stops at proof of a leak, unless it is to go on `to_the_end`, as with settings that
+        `--tune` tries, which nobody else is built on.
+
+        Raises:
+            Failed: The attack failed.
         """
-        what = f"{job[1]} on {cut.name}"
-        pairs = pairs_of(self.store, cut, attacker, self.pictures, self._likely_next(job[0]))
-
-        def proven(reconstruct: Reconstruct, validation: float) -> bool:
-            self._stop_if_cancelled()
-            hint = validation
-            if self.scale == "corrected":
-                hint = float(corrected(validation, self.floor.mean()))
-            if self.exhaustive or to_the_end or hint < self.threshold:
-                return False
-            found = self.score_of(job, ssim_of(reconstruct, pairs.test, pairs.originals))
-            return found.low >= self.threshold
+        what = f"{job[1]} on {self.names[job[0]]}"
 
         def progress(share: float) -> None:
             self._stop_if_cancelled()
-            if self.on_progress is not None:
-                self.on_progress(what, share)
+            self.listener.on_progress(what, share)
 
-        context.proven, context.progress = proven, progress
-        arm(context, self.store, cut, attacker)
-        key, start = repr(attacker), time.monotonic()
-        progress(0.0)
-        attacker.fit(
-            pairs.train,
-            pairs.targets,
-            validation=(pairs.held_out, pairs.held_out_pictures),
-            context=context,
+        in_full = self.course.exhaustive or to_the_end
+        wish = Wish(
+            also=self._likely_next(job[0]),
+            leaks_from=None if in_full else self.course.threshold,
+            fitted=self._members(job[0]),
+            private=to_the_end,
+            progress=progress,
         )
-        # What `--tune` tries is in nobody else's settings.
-        if not context.stopped_early and not to_the_end:
-            context.keep(key, attacker, time.monotonic() - start)
-        return ssim_of(attacker.reconstruct, pairs.test, pairs.originals)
+        return attempt(self.bench, self.cuts[job[0]], attacker, wish)
 
-    def keep_pictures(self, trial: Trial, job: Job, attacker: Attacker, key: str) -> None:
+    def keep_pictures(self, trial: Trial, reached: Reached, key: str) -> None:
         """Reconstructions beside originals, for reports and as an artifact of the trial."""
-        start, _ = self.store.images.bounds("test")
-        few = range(min(pictures.SHOWN, self.store.images.split.test))
-        maps = self.store.rows(self.cuts[job[0]], "test").take(few)
+        few = range(min(pictures.SHOWN, len(reached.unseen.images)))
         with torch.no_grad():
-            rebuilt = attacker.reconstruct(maps)
-        path = pictures.save(key, self.pictures[start : start + len(few)], rebuilt)
+            rebuilt = reached.attacker.reconstruct(reached.unseen.features.take(few))
+        path = pictures.save(key, reached.unseen.images[: len(few)], rebuilt)
         folder = cache_dir("artifacts")
         with written_to(folder):
             artifacts = FileSystemArtifactStore(str(folder))
@@ -571,101 +542,23 @@ class Search:
         return [
             self.cuts[i]
             for i in order
-            if self.exhaustive or verdicts[i].suffix_low < self.threshold
+            if self.course.exhaustive or verdicts[i].suffix_low < self.course.threshold
         ]
-
-    def score_of(self, job: Job, per_image: np.ndarray) -> Score:
-        """The score of SSIM per test image, on the run's scale."""
-        seed = derive_seed(self.seed, "bootstrap")
-        return score(per_image, self.floor, scale=self.scale, seed=seed)
 
     def record(self, job: Job, attack: Attack, unplaced: str = "") -> None:
         """Take an attack up as the evidence of its job; `unplaced` as in `FeatureStore`."""
         with self._lock:
             if unplaced:
                 self.outcome.unplaced[job[0]] = unplaced
-            self.outcome.evidence[job] = Evidence.of(attack, self.scale, self.interval)
+            self.outcome.evidence[job] = Evidence.of(attack, self.bench.scale, self.course.interval)
             self.outcome.attacks[job] = attack
 
-    def _count(self, context: Context, seconds: float) -> None:
+    def _count(self, image_steps: int, seconds: float) -> None:
         with self._lock:
             self.outcome.run += 1
-            self.outcome.image_steps += context.image_steps
+            self.outcome.image_steps += image_steps
             self.outcome.seconds += seconds
 
     def _tell(self, cut: Cut, attack: Attack) -> None:
-        if self.on_done is not None:
-            floor = attack.low if self.interval else attack.score
-            self.on_done(cut, attack, floor is not None and floor >= self.threshold)
-
-
-def attack_key(
-    features: str, cut: Cut, settings: str, plugins: str, resolution: int, seed: int
-) -> str:
-    """Content hash of everything an attack's result depends on.
-
-    Args:
-        features: Key of the features: network, preprocessing, images and the code between them.
-        cut: The cut attacked.
-        settings: `repr` of the attacker that ran, before it was fitted.
-        plugins: Digest of the source of attackers that other packages brought.
-        resolution: Side at which images are rebuilt, in pixels.
-        seed: Of the run.
-    """
-    boundary = [spec.name for spec in cut.boundary]
-    source = [ATTACK_VERSION, attack_source(), plugins]
-    return hash_json([*source, features, boundary, settings, resolution, seed])
-
-
-def plugin_source(attacker: Attacker) -> str:
-    """Digest of the files of every class in `attacker` that is none of ours; empty without one."""
-    kind = type(attacker)
-    module = sys.modules.get(kind.__module__)
-    file = getattr(module, "__file__", None)
-    ours = kind.__module__.startswith(f"{__package__.partition('.')[0]}.")
-    own = [] if ours else [kind.__qualname__, file_digest(file) if file else ""]
-    inner = [plugin_source(v) for v in attacker.settings().values() if isinstance(v, Attacker)]
-    parts = [*own, *filter(None, inner)]
-    return hash_json(parts) if parts else ""
-
-
-def _note(said: str, second: bool) -> str:
-    again = "the first try failed or was killed; this is the second, with safer settings"
-    return "; ".join(filter(None, [again if second else "", said]))
-
-
-def _per_image(attrs: Mapping[str, Any], count: int) -> np.ndarray | None:
-    """SSIM per test image of a stored result, or None where the result is not whole."""
-    wanted: dict[str, type | tuple[type, ...]] = {
-        "ssim_per_image": list, "complete": bool, "settings": str, "key": str, "note": str,
-        "unplaced": str,
-        "image_steps": int, "seconds": (int, float),
-    }  # fmt: skip
-    if not all(isinstance(attrs.get(n), kind) for n, kind in wanted.items()):
-        return None
-    try:
-        values = np.asarray(attrs["ssim_per_image"], float)
-    except (TypeError, ValueError):
-        return None
-    fits = values.shape == (count,) and np.isfinite(values).all() and (np.abs(values) <= 1).all()
-    return values if fits else None
-
-
-def _attack_from(
-    attrs: Mapping[str, Any], attacker: Attacker, result: Score, second: bool
-) -> Attack:
-    return Attack(
-        attacker=attacker.name,
-        settings=attrs["settings"],
-        outcome="full budget" if attrs["complete"] else "stopped at proof",
-        key=attrs["key"],
-        ssim_raw=result.raw,
-        ssim_p95=result.p95,
-        ssim_max=result.largest,
-        score=result.value,
-        low=result.low,
-        high=result.high,
-        image_steps=attrs["image_steps"],
-        seconds=attrs["seconds"],
-        note=_note(attrs["note"], second),
-    )
+        floor = attack.low if self.course.interval else attack.score
+        self.listener.on_done(cut, attack, floor is not None and floor >= self.course.threshold)

@@ -75,7 +75,7 @@ class Settled:
 def settle(
     listed: Sequence[Cut],
     timing: Profile,
-    make: Callable[[list[Cut], Profile], Search],
+    make: Callable[[list[Cut], Profile, frozenset[int]], Search],
     time_of: Callable[[list[Cut]], Profile],
     effort: Effort,
     watcher: Stages,
@@ -88,7 +88,7 @@ def settle(
     Args:
         listed: The cuts asked for.
         timing: Their latencies.
-        make: A search over given cuts with their latencies.
+        make: A search over given cuts with their latencies; some of them are never the answer.
         time_of: Measures further cuts.
         effort: What is done.
         watcher: Is told of stages.
@@ -96,8 +96,7 @@ def settle(
     cuts, promoted, swept = list(listed), frozenset[int](), None
     cost = Outcome()
     while True:
-        search = make(cuts, timing)
-        search.grant, search.promoted = effort.grant, promoted
+        search = make(cuts, timing, promoted)
         outcome = search.run(effort.workers)
         remarks = tune_boundary(search, effort.tune, watcher.stage) if effort.tune else []
         _add(cost, outcome, first=not promoted)
@@ -123,9 +122,17 @@ def settle(
     outcome.run, outcome.reused = cost.run, cost.reused
     outcome.image_steps, outcome.seconds = cost.image_steps, cost.seconds
     return Settled(
-        cuts, timing, search.verdicts(), chosen, search.candidates.advise(chosen), outcome,
-        swept if chosen is not None else None, promoted, effort.grant, remarks,
-    )  # fmt: skip
+        cuts=cuts,
+        timing=timing,
+        verdicts=search.verdicts(),
+        chosen=chosen,
+        advice=search.candidates.advise(chosen),
+        outcome=outcome,
+        swept=swept if chosen is not None else None,
+        promoted=promoted,
+        grant=effort.grant,
+        remarks=remarks,
+    )
 
 
 def _add(cost: Outcome, more: Outcome, first: bool) -> None:
@@ -155,16 +162,18 @@ def note(config: c.SplitConfig, settled: Settled) -> None:
             proportion=swept.proportion,
             cuts=[
                 c.SweptCut(
-                    name=cut.name, tensors=len(cut.boundary), payload_bytes=cut.payload_bytes,
+                    name=cut.name,
+                    tensors=len(cut.boundary),
+                    payload_bytes=cut.payload_bytes,
                     attacks=attacks,
                 )
                 for cut, attacks in swept.attacks
             ],
-        )  # fmt: skip
+        )
     if settled.chosen is not None:
         highs = [settled.verdicts[settled.chosen].suffix_high]
-        highs += [a.high for s in (config.sweep.cuts if config.sweep else []) for a in s.attacks
-                  if a.high is not None]  # fmt: skip
+        attacks = [a for s in (config.sweep.cuts if config.sweep else []) for a in s.attacks]
+        highs += [a.high for a in attacks if a.high is not None]
         config.privacy.suffix_high = max(highs)
     if grant.status == "undecided":
         config.warnings.insert(0, f"nothing is decided: {grant.shortfall}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,18 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..attackers.base import Attacker, Context, Fitted, as_images, remark
+from ..attackers.base import Fitted, Key, as_images
 from ..attackers.metrics import lpips_measure, multi_scale_ssim, psnr
 from ..attackers.pictures import sheet
-from ..attackers.scoring import Score, score, ssim
+from ..attackers.scoring import Score
 from ..datasets import at_resolution, pictures_in
-from ..errors import PartoptError, StorageError
 from ..graph import Cut
-from ..hashing import derive_seed
+from .attempt import Failed, Reached, Wish, attempt_twice
 from .budgets import Budget
 from .find import Silent, Watcher
-from .ground import Ground, lay
-from .pairs import arm, pairs_of
+from .ground import Ground, bench_of, lay
 
 SHOWN = 8
 
@@ -107,25 +103,36 @@ def attack_cuts(
     originals = ground.pictures[slice(*images.bounds("test"))][:SHOWN]
     if shown is not None:
         originals = at_resolution(shown, ground.side)
+    bench = bench_of(ground, seed, scale)
     for i, target in enumerate(ground.cuts):
-        bench = _Bench(ground, target, tuple(ground.cuts[i + 1 :]), scale, lpips, shown)
-        fitted: dict[str, Fitted] = {}
+        fitted: dict[Key, Fitted] = {}
         results = []
         for name, attacker in ground.panel.items():
             watcher.stage(f"attacking {target.name} with {name}", 1)
-            context = Context(
-                derive_seed(seed, target.name), ground.device, fitted=fitted,
+            wish = Wish(
+                also=tuple(ground.cuts[i + 1 :]),
+                fitted=fitted,
                 progress=partial(watcher.progress, f"{name} on {target.name}"),
-            )  # fmt: skip
-            results.append(_one(bench, copy.deepcopy(attacker), context))
+            )
+            reached, notes = attempt_twice(bench, target, attacker, wish)
+            results.append(_result(name, reached, notes, lpips))
+            if isinstance(reached, Reached):
+                pictures = _pictures(ground, target, reached, shown)
+                results[-1] = replace(results[-1], rebuilt=pictures)
             found = results[-1].score
             watcher.attacked(target.name, name, found.value if found else None, False)
         yield CutAttack(
-            ground.loaded.spec, ground.loaded.weights, target.name, images.source, ground.side,
-            {p: len(images.part(p)) for p in ("train", "validation", "test")},
-            float(ground.floor.mean()), results, originals,
-            [*ground.warnings, *_budget_warnings(ground.budget)],
-        )  # fmt: skip
+            model=ground.loaded.spec,
+            weights=ground.loaded.weights,
+            cut=target.name,
+            data=images.source,
+            resolution=ground.side,
+            images={p: len(images.part(p)) for p in ("train", "validation", "test")},
+            floor=float(ground.floor.mean()),
+            results=results,
+            originals=originals,
+            warnings=[*ground.warnings, *_budget_warnings(ground.budget)],
+        )
 
 
 def _budget_warnings(budget: Budget) -> list[str]:
@@ -134,85 +141,43 @@ def _budget_warnings(budget: Budget) -> list[str]:
     return []
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """What every attacker is measured with."""
-
-    ground: Ground
-    cut: Cut
-    later: tuple[Cut, ...]
-    scale: str
-    lpips: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
-    shown: np.ndarray | None
-
-
-def _one(bench: _Bench, attacker: Attacker, context: Context) -> Result:
-    """Fit and measure; once more with safer settings after a failure."""
-    tried: Attacker | None = attacker
-    notes: list[str] = []
-    start = time.monotonic()
-    while tried is not None:
-        try:
-            rebuilt, originals, pictures = _fitted(bench, tried, context)
-        except StorageError:
-            raise
-        except (PartoptError, RuntimeError, MemoryError, ValueError) as error:
-            first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            notes.append(f"failed: {first}")
-            tried = tried.safer() if len(notes) == 1 else None
-            continue
-        measured = _measured(bench, tried, rebuilt, originals, context, notes, start)
-        return replace(measured, rebuilt=pictures)
-    return Result(
-        attacker.name, repr(attacker), None, None, None, None, context.image_steps,
-        time.monotonic() - start, "; ".join(notes),
-    )  # fmt: skip
-
-
-def _fitted(
-    bench: _Bench, attacker: Attacker, context: Context
-) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
-    """Reconstructions of the test images, those images, and reconstructions to be shown."""
-    ground = bench.ground
-    pairs = pairs_of(ground.store, bench.cut, attacker, ground.pictures, bench.later)
-    arm(context, ground.store, bench.cut, attacker)
-    key, start = repr(attacker), time.monotonic()
-    attacker.fit(
-        pairs.train, pairs.targets, validation=(pairs.held_out, pairs.held_out_pictures),
-        context=context,
-    )  # fmt: skip
-    context.keep(key, attacker, time.monotonic() - start)
-    parts = []
-    with torch.no_grad():
-        for i in range(0, len(pairs.originals), 16):
-            index = range(i, min(i + 16, len(pairs.originals)))
-            parts.append(attacker.reconstruct(pairs.test.take(index)).cpu())
-        if bench.shown is None:
-            pictures = torch.cat(parts)[:SHOWN]
-        else:
-            pictures = attacker.reconstruct(ground.store.maps_of(bench.cut, bench.shown)).cpu()
-    return torch.cat(parts), pairs.originals, pictures
-
-
-def _measured(
-    bench: _Bench,
-    attacker: Attacker,
-    rebuilt: torch.Tensor,
-    originals: np.ndarray,
-    context: Context,
+def _result(
+    name: str,
+    reached: Reached | Failed,
     notes: list[str],
-    start: float,
+    lpips: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
 ) -> Result:
-    truth = as_images(originals)
-    per_image = ssim(rebuilt, truth).double().numpy()
+    """Every measure of an attack, or why it has none."""
+    if isinstance(reached, Failed):
+        return Result(
+            attacker=name,
+            settings=reached.settings,
+            score=None,
+            ms_ssim=None,
+            psnr=None,
+            lpips=None,
+            image_steps=reached.image_steps,
+            seconds=reached.seconds,
+            note="; ".join(notes),
+        )
+    rebuilt, truth = reached.rebuilt(), as_images(reached.unseen.images)
     multi = multi_scale_ssim(rebuilt, truth)
-    note = "; ".join(filter(None, [*notes, remark(attacker)]))
-    steps, seconds = context.cost(time.monotonic() - start)
     return Result(
-        attacker.name, repr(attacker),
-        score(per_image, bench.ground.floor, scale=bench.scale, seed=derive_seed(0, "bootstrap")),
-        None if multi is None else float(multi.mean()),
-        float(psnr(rebuilt, truth).mean()),
-        None if bench.lpips is None else float(bench.lpips(rebuilt, truth).mean()),
-        steps, seconds, note,
-    )  # fmt: skip
+        attacker=name,
+        settings=reached.settings,
+        score=reached.score,
+        ms_ssim=None if multi is None else float(multi.mean()),
+        psnr=float(psnr(rebuilt, truth).mean()),
+        lpips=None if lpips is None else float(lpips(rebuilt, truth).mean()),
+        image_steps=reached.image_steps,
+        seconds=reached.seconds,
+        note="; ".join(filter(None, [*notes, reached.note])),
+    )
+
+
+def _pictures(ground: Ground, cut: Cut, reached: Reached, shown: np.ndarray | None) -> torch.Tensor:
+    """What is to be seen: the first test images, or the pictures asked for, as rebuilt."""
+    few = reached.unseen.features.take(range(min(SHOWN, len(reached.unseen.images))))
+    maps = few if shown is None else ground.store.maps_of(cut, shown)
+    with torch.no_grad():
+        return reached.attacker.reconstruct(maps).cpu()

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from ..attackers.base import Attacker, Context
-from ..attackers.scoring import Score, score, ssim_of
-from ..errors import UsageError
-from ..hashing import derive_seed
+from ..attackers.base import Attacker
+from ..attackers.scoring import Score
+from ..errors import AttackError, UsageError
+from .attempt import Failed, Wish, attempt
 from .find import Silent, Watcher
-from .ground import Ground, lay
-from .pairs import arm, pairs_of
+from .ground import bench_of, lay
 
 RISE = 0.01  # growth of the score over the last step that counts as still rising
 FEWEST = 16
@@ -101,7 +96,7 @@ def strength(
         raise UsageError(f"`epochs` got {list(epochs)}; use 1 or more")
     ground = lay(model, [cut], watcher, seed=seed, **arguments)
     sizes = _sizes(images, ground.images.split.train)
-    target = ground.cuts[0]
+    target, bench = ground.cuts[0], bench_of(ground, seed)
     cells = []
     for name, attacker in ground.panel.items():
         for tried in _lengths(attacker, epochs):
@@ -109,30 +104,25 @@ def strength(
                 long = tried.settings().get("epochs")
                 what = f"{name}, {size} images" + (f", {long} epochs" if long else "")
                 watcher.stage(what, 1)
-                context = Context(
-                    derive_seed(seed, name, target.name), ground.device,
-                    progress=partial(watcher.progress, what),
-                )  # fmt: skip
-                start = time.monotonic()
-                per_image = _attack(ground, copy.deepcopy(tried), size, context)
-                result = score(per_image, ground.floor, seed=derive_seed(seed, "bootstrap"))
-                cells.append(Cell(name, size, long, result, time.monotonic() - start))
-                watcher.attacked(target.name, what, result.value, result.low >= ssim)
+                wish = Wish(images=size, progress=partial(watcher.progress, what))
+                try:
+                    reached = attempt(bench, target, tried, wish)
+                except Failed as failure:
+                    raise AttackError(f"{what}: the attack failed: {failure}") from failure
+                cells.append(Cell(name, size, long, reached.score, reached.own_seconds))
+                score = reached.score
+                watcher.attacked(target.name, what, score.value, score.low >= ssim)
     return Strength(
-        ground.loaded.spec, ground.loaded.weights, target.name, ground.images.source, ground.side,
-        float(ground.floor.mean()), ssim, cells, ground.warnings,
-    )  # fmt: skip
-
-
-def _attack(ground: Ground, attacker: Attacker, size: int, context: Context) -> np.ndarray:
-    """SSIM per test image after training on the first `size` images."""
-    pairs = pairs_of(ground.store, ground.cuts[0], attacker, ground.pictures, most=size)
-    arm(context, ground.store, ground.cuts[0], attacker)
-    attacker.fit(
-        pairs.train, pairs.targets, validation=(pairs.held_out, pairs.held_out_pictures),
-        context=context,
-    )  # fmt: skip
-    return ssim_of(attacker.reconstruct, pairs.test, pairs.originals)
+        model=ground.loaded.spec,
+        weights=ground.loaded.weights,
+        cut=target.name,
+        data=ground.images.source,
+        resolution=ground.side,
+        floor=float(ground.floor.mean()),
+        threshold=ssim,
+        cells=cells,
+        warnings=ground.warnings,
+    )
 
 
 def _sizes(wanted: Sequence[int] | None, all_of_them: int) -> list[int]:

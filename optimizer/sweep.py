@@ -11,8 +11,8 @@ full too.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from optuna.trial import Trial
@@ -24,8 +24,9 @@ from ..attackers.sketch import Sketch
 from ..config import Attack
 from ..config import Sweep as StoredSweep
 from ..graph import Cut
+from .attempt import Reached
 from .plan import Job
-from .rule import Verdict
+from .rule import Grant, Verdict
 from .search import Outcome, Search
 
 _PAIRS = 8  # images between which a head is held against an affine one
@@ -58,10 +59,27 @@ class _Sweeping(Search):
     purpose = "sweep"
     certifies = False
 
-    def keep_pictures(self, trial: Trial, job: Job, attacker: Attacker, key: str) -> None:
-        """None: a sweep has many cuts, and nobody looks at them one by one."""
+    def __init__(
+        self,
+        search: Search,
+        cuts: Sequence[Cut],
+        panel: Mapping[str, Attacker],
+        bent: frozenset[int],
+    ) -> None:
+        course = replace(
+            search.course,
+            exhaustive=True,
+            first=None,
+            attack=True,
+            whole=None,
+            grant=Grant(),
+            promoted=frozenset(),
+        )
+        super().__init__(cuts, [], search.bench, panel, course, search.storage, search.listener)
+        self.bent = bent  # cuts whose head is too far from affine for newton
 
-    bent: frozenset[int] = frozenset()  # cuts whose head is too far from affine for newton
+    def keep_pictures(self, trial: Trial, reached: Reached, key: str) -> None:
+        """None: a sweep has many cuts, and nobody looks at them one by one."""
 
     def _next_of_all(self, running: Collection[Job]) -> Job | None:
         for i in reversed(range(len(self.cuts))):
@@ -94,24 +112,20 @@ def sweep(search: Search, cuts: Sequence[Cut], chosen: int, sketch: Sketch, work
     newton = search.panel.get(Newton.name)
     if isinstance(newton, Newton):
         panel[newton.name] = newton
-    sweeping = _Sweeping(
-        later, [], search.store, panel, search.floor, threshold=search.threshold,
-        scale=search.scale, resolution=search.resolution, storage=search.storage,
-        interval=search.interval, seed=search.seed, device=search.device, exhaustive=True,
-        on_progress=search.on_progress, on_done=search.on_done,
-    )  # fmt: skip
+    bent = frozenset[int]()
     if isinstance(newton, Newton):
-        far = _departures(search.store, rest)
-        sweeping.bent = frozenset(
+        far = _departures(search.bench.store, rest)
+        bent = frozenset(
             i for i, c in enumerate(later) if c.node in attacked or far[c.node] > newton.reach
         )
+    sweeping = _Sweeping(search, later, panel, bent)
     outcome = sweeping.run(workers)
     mine = {
         cut.node: [outcome.attacks[i, a] for a in panel if (i, a) in outcome.attacks]
         for i, cut in enumerate(later)
     }
     lead, proportion = _ahead([(full, mine[node][0]) for node, full in attacked.items()])
-    most = bound(search.threshold, lead, proportion)
+    most = bound(search.course.threshold, lead, proportion)
     return Swept(
         attackers=[repr(a) for a in panel.values()],
         lead=lead,
@@ -161,8 +175,8 @@ def _departures(store: FeatureStore, cuts: Sequence[Cut]) -> dict[int, float]:
     other = np.roll(images, 1, axis=0)
     middle = ((images.astype(np.uint16) + other) // 2).astype(np.uint8)
     found: dict[int, float] = {}
-    for cut, maps in zip(cuts, store.maps_of_all(cuts, np.concatenate([images, middle])),
-                         strict=True):  # fmt: skip
+    all_maps = store.maps_of_all(cuts, np.concatenate([images, middle]))
+    for cut, maps in zip(cuts, all_maps, strict=True):
         a, half = maps[: len(images)], maps[len(images) :]
         a, half = a.astype(np.float64), half.astype(np.float64)
         b = np.roll(a, 1, axis=0)

@@ -7,25 +7,23 @@ test images is evidence like any other, and a cut that it breaks is not returned
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ..attackers.base import Attacker, Range, remark
-from ..attackers.scoring import ssim_of
-from ..config import Attack
-from ..errors import PartoptError, StorageError
+from ..attackers.base import Attacker, Range
+from ..errors import StorageError, first_line
 from ..hashing import derive_seed, hash_json
-from .pairs import pairs_of
+from .attempt import FAILURES, Failed
+from .keys import ATTACK_VERSION
 from .plan import Job
-from .search import ATTACK_VERSION, Search
+from .search import Search
 from .storage import alone, fail_orphans, owner, spoken
+from .stored import TUNED, StoredAttack
 
 Tell = Callable[[str, int], None]
 
@@ -76,9 +74,8 @@ def _tune_one(
     """
 
     def waiting() -> None:
-        if search.on_progress is not None:
-            what = f"{job[1]} on {search.names[job[0]]}"
-            search.on_progress(f"waiting for another run that tunes {what}", 0.0)
+        what = f"{job[1]} on {search.names[job[0]]}"
+        search.listener.on_progress(f"waiting for another run that tunes {what}", 0.0)
 
     key = search.key(search.cuts[job[0]], search.panel[job[1]])
     with spoken(search.storage), alone(search.storage, f"tuning {key}", waiting):
@@ -108,7 +105,7 @@ def _tune_alone(
 
 def _study(search: Search, job: Job, base: Attacker) -> optuna.Study:
     key = hash_json([ATTACK_VERSION, search.key(search.cuts[job[0]], base)])
-    seed = derive_seed(search.seed, "tune", search.names[job[0]], job[1]) % 2**32
+    seed = derive_seed(search.bench.seed, "tune", search.names[job[0]], job[1]) % 2**32
     return optuna.create_study(
         storage=search.storage,
         study_name=f"partopt-tune-{key[:16]}",
@@ -148,48 +145,35 @@ def _try(
     trial = study.ask()
     trial.set_user_attr("owner", owner())
     attacker = _suggested(trial, base)
-    context = search.context(job)
-    start = time.monotonic()
     try:
-        per_image = search.attack(job, cut, attacker, context, to_the_end=True).round(6)
-        pairs = pairs_of(search.store, cut, attacker, search.pictures)
-        held_out = ssim_of(attacker.reconstruct, pairs.held_out, pairs.held_out_pictures)
-    except StorageError:
-        raise
-    except (PartoptError, RuntimeError, MemoryError, ValueError) as error:
-        trial.set_user_attr("note", str(error).splitlines()[0][:200] if str(error) else "")
+        reached = search.attack(job, attacker, to_the_end=True)
+        held_out = reached.held_out()
+    except (Failed, *FAILURES) as error:
+        if isinstance(error, StorageError):
+            raise
+        trial.set_user_attr("note", first_line(error))
         study.tell(trial, state=TrialState.FAIL)
         return
     except BaseException:
         study.tell(trial, state=TrialState.FAIL)
         raise
-    own = time.monotonic() - start
-    steps, seconds = context.cost(own)
     key = search.key(cut, attacker)
-    attributes: dict[str, Any] = {
-        "tuned": key,  # not "key": a search must not take a tuned attack for a plain one
-        "settings": repr(attacker),
-        "ssim_per_image": per_image.tolist(),
-        "image_steps": steps,
-        "seconds": round(seconds, 3),
-        "note": remark(attacker),
-    }
-    for name, value in attributes.items():
+    for name, value in StoredAttack.of(reached, key).to_attrs(TUNED).items():
         trial.set_user_attr(name, value)
-    search.keep_pictures(trial, job, attacker, key)
-    study.tell(trial, float(held_out.mean()))
+    search.keep_pictures(trial, reached, key)
+    study.tell(trial, held_out)
     search.outcome.run += 1
-    search.outcome.image_steps += context.image_steps
-    search.outcome.seconds += own
-    if search.on_tuned is not None:
-        score = search.score_of(job, per_image)
-        search.on_tuned(cut, f"{job[1]}, setting {done + 1} of {trials},", score)
+    search.outcome.image_steps += reached.own_steps
+    search.outcome.seconds += reached.own_seconds
+    search.listener.on_tuned(cut, f"{job[1]}, setting {done + 1} of {trials},", reached.score)
 
 
 def _take_up(search: Search, job: Job, best: FrozenTrial, count: int) -> None:
     """Make the tuned attack the evidence where it is the stronger one; never the weaker."""
-    attrs = best.user_attrs
-    result = search.score_of(job, np.asarray(attrs["ssim_per_image"], float))
+    stored = StoredAttack.from_attrs(best.user_attrs, len(search.bench.floor), TUNED)
+    if stored is None:
+        return
+    result = search.bench.score(stored.per_image)
     known = search.outcome.attacks.get(job)
     if known is not None:
         if known.high is None:
@@ -199,11 +183,5 @@ def _take_up(search: Search, job: Job, best: FrozenTrial, count: int) -> None:
             return
         if not complete and (known.low or 0.0) >= result.low:
             return  # it was stopped because the leak was proven
-    notes: Sequence[str] = [f"tuned: best of {count} settings on validation images", attrs["note"]]
-    tuned = Attack(
-        attacker=job[1], settings=attrs["settings"], outcome="full budget", key=attrs["tuned"],
-        ssim_raw=result.raw, ssim_p95=result.p95, ssim_max=result.largest, score=result.value,
-        low=result.low, high=result.high, image_steps=attrs["image_steps"],
-        seconds=attrs["seconds"], note="; ".join(filter(None, notes)),
-    )  # fmt: skip
-    search.record(job, tuned)
+    said = f"tuned: best of {count} settings on validation images"
+    search.record(job, stored.shown(job[1], result, said))

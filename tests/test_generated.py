@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from partopt.attackers.base import Context
 from partopt.attackers.features import FeatureStore
 from partopt.attackers.linear import Linear
+from partopt.attackers.pairs import Pairs
 from partopt.attackers.scoring import ssim_of
 from partopt.datasets import ImageSet, Split
 from partopt.dead_leaves import dead_leaves
@@ -53,9 +55,11 @@ def rebuilt(net: Net, pictures: np.ndarray, folder) -> float:
     cut = graph.cut("last.act")
     attacker = Linear(max_cells=10_000)
     attacker.fit(
-        store.rows(cut, "train"),
-        pictures[:100],
-        validation=(store.rows(cut, "validation"), pictures[100:130]),
+        Pairs.of(
+            (store.rows(cut, "train"), pictures[:100]),
+            (store.rows(cut, "validation"), pictures[100:130]),
+        ),
+        Context(),
     )
     return float(ssim_of(attacker.reconstruct, store.rows(cut, "test"), pictures[130:]).mean())
 

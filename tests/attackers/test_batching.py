@@ -8,17 +8,21 @@ import pytest
 from partopt import testing
 from partopt.attackers import batching
 from partopt.attackers.base import Context
+from partopt.attackers.pairs import Pairs
 from partopt.attackers.panel import make
 from partopt.attackers.scoring import ssim_of
 from partopt.errors import AttackError, UsageError
 
 SMALL = {
     "decoder": {
-        "epochs": 2, "width": 24, "narrowest": 12, "batch": 8,
+        "epochs": 2,
+        "width": 24,
+        "narrowest": 12,
+        "batch": 8,
         "linear": make("linear", {"max_cells": 20_000}),
     },
     "cgan": {"epochs": 2, "width": 16, "batch": 8, "l1_weight": 100.0, "lr": 2e-3},
-}  # fmt: skip
+}
 
 
 def test_portions_cover_a_batch_in_order():
@@ -44,7 +48,7 @@ def fit(losses, head=True):
     a, b = testing.TRAIN, testing.TRAIN + testing.VALIDATION
     decoder = make("decoder", {**SMALL["decoder"], "losses": losses})
     context = Context(0, input_size=testing.SIDE, head=where.head if head else None)
-    decoder.fit(f[:a], i[:a], validation=(f[a:b], i[a:b]), context=context)
+    decoder.fit(Pairs.of((f[:a], i[:a]), (f[a:b], i[a:b])), context)
     return decoder, float(ssim_of(decoder.reconstruct, f[a:b], i[a:b]).mean())
 
 

@@ -13,6 +13,7 @@ from partopt.attackers.base import Attacker, Context
 from partopt.attackers.decoder import Decoder
 from partopt.attackers.hybrid import Hybrid
 from partopt.attackers.linear import Linear
+from partopt.attackers.pairs import Pairs
 from partopt.attackers.panel import ATTACKERS, make, names
 from partopt.attackers.rmle import Rmle
 from partopt.attackers.rows import Rows
@@ -49,13 +50,15 @@ TWICE = {testing.check_shuffle, testing.check_seed, testing.check_memory}
     ("name", "check"),
     [
         pytest.param(
-            name, check, id=f"{name}-{check.__name__}",
+            name,
+            check,
+            id=f"{name}-{check.__name__}",
             marks=[pytest.mark.slow] if name in DEAR and check in TWICE else [],
         )
         for name in SEEING
         for check in testing.CHECKS
     ],
-)  # fmt: skip
+)
 def test_conformance(name, check):
     check(small(name))
 
@@ -120,7 +123,7 @@ def test_any_spatial_size(name, cells, leaves):
     generator = torch.Generator().manual_seed(0)
     f = torch.randn(20, 5, *cells, generator=generator).half().numpy()
     attacker = make(name, {**SMALL[name], **({"epochs": 1} if name != "linear" else {})})
-    attacker.fit(f[:12], leaves[:12], validation=(f[12:16], leaves[12:16]))
+    attacker.fit(Pairs.of((f[:12], leaves[:12]), (f[12:16], leaves[12:16])), Context())
     rebuilt = attacker.reconstruct(f[16:20])
     assert rebuilt.shape == (4, 3, 48, 48)
     assert 0 <= float(rebuilt.min()) <= float(rebuilt.max()) <= 1
@@ -141,7 +144,7 @@ def maps(leaves) -> torch.Tensor:
 def test_white_box_attackers_want_the_head(name, maps, leaves):
     f = normal(maps)
     with pytest.raises(AttackError, match="needs the public head"):
-        small(name)().fit(f[:96], leaves[:96], validation=(f[96:128], leaves[96:128]))
+        small(name)().fit(Pairs.of((f[:96], leaves[:96]), (f[96:128], leaves[96:128])), Context())
 
 
 def test_the_hybrid_is_at_least_as_good_as_its_decoder():
@@ -150,7 +153,7 @@ def test_the_hybrid_is_at_least_as_good_as_its_decoder():
     hybrid = make("hybrid", {**SMALL["hybrid"], "steps": 40, "tuning_images": 32})
     context = Context(0, head=where.head, input_size=48)
     f, i = where.features, where.images
-    hybrid.fit(f[:96], i[:96], validation=(f[held], i[held]), context=context)
+    hybrid.fit(Pairs.of((f[:96], i[:96]), (f[held], i[held])), context)
     own = ssim_of(hybrid.reconstruct, f[held], i[held]).mean()
     below = ssim_of(hybrid.decoder.reconstruct, f[held], i[held]).mean()
     assert own >= below - 1e-6
@@ -162,7 +165,7 @@ def test_the_ensemble_takes_part_of_its_members_by_validation_alone():
     ensemble = small("ensemble")()
     context = Context(0, head=where.head, input_size=48)
     f, i = where.features, where.images
-    ensemble.fit(f[:96], i[:96], validation=(f[held], i[held]), context=context)
+    ensemble.fit(Pairs.of((f[:96], i[:96]), (f[held], i[held])), context)
     own = ssim_of(ensemble.reconstruct, f[held], i[held]).mean()
     for member in (ensemble.hybrid, ensemble.hybrid.decoder, ensemble.rmle):
         assert own >= ssim_of(member.reconstruct, f[held], i[held]).mean() - 1e-6
@@ -180,7 +183,7 @@ def test_safer_settings():
 def test_the_decoder_is_never_worse_than_linear_on_validation(maps, leaves):
     f = normal(maps)
     decoder = make("decoder", SMALL["decoder"])
-    decoder.fit(f[:96], leaves[:96], validation=(f[96:128], leaves[96:128]))
+    decoder.fit(Pairs.of((f[:96], leaves[:96]), (f[96:128], leaves[96:128])), Context())
     assert max(decoder.history) >= decoder.history[0]
     own = ssim_of(decoder.reconstruct, f[96:128], leaves[96:128]).mean()
     below = ssim_of(decoder.linear.reconstruct, f[96:128], leaves[96:128]).mean()
@@ -197,7 +200,7 @@ def test_proof_stops_training_and_is_asked_only_on_improvement(maps, leaves):
     f = normal(maps)
     context = Context(proven=proven)
     decoder = make("decoder", {**SMALL["decoder"], "epochs": 10})
-    decoder.fit(f[:96], leaves[:96], validation=(f[96:128], leaves[96:128]), context=context)
+    decoder.fit(Pairs.of((f[:96], leaves[:96]), (f[96:128], leaves[96:128])), context)
     assert len(asked) == 1
     assert context.stopped_early
     assert asked == sorted(asked)

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from partopt.attackers import kept
+from partopt.attackers.base import Context
 from partopt.attackers.features import MIRRORED, FeatureStore
 from partopt.attackers.linear import Linear
+from partopt.attackers.pairs import Pairs
 from partopt.attackers.scoring import ssim_of
 from partopt.cache import written_to
 from partopt.datasets import ImageSet, Split
@@ -48,7 +50,8 @@ def test_scale_changes_no_score(factor, leaves, tmp_path):
         parts = {p: store.rows(cut, p) for p in ("train", "validation", "test")}
         attacker = Linear(max_cells=10_000)
         attacker.fit(
-            parts["train"], leaves[:100], validation=(parts["validation"], leaves[100:130])
+            Pairs.of((parts["train"], leaves[:100]), (parts["validation"], leaves[100:130])),
+            Context(),
         )
         scores.append(ssim_of(attacker.reconstruct, parts["test"], leaves[130:160]).mean())
     assert scores[0] > 0.5
@@ -223,7 +226,7 @@ def test_no_layout_hides_a_leak(name, leaves, tmp_path):
     attacker = Linear(max_cells=10_000)
     train, held_out = store.rows(cut, "train"), store.rows(cut, "validation")
     assert (len(train), len(held_out)) == (100, 30)
-    attacker.fit(train, leaves[:100], validation=(held_out, leaves[100:130]))
+    attacker.fit(Pairs.of((train, leaves[:100]), (held_out, leaves[100:130])), Context())
     score = ssim_of(attacker.reconstruct, store.rows(cut, "test"), leaves[130:160]).mean()
     assert score > 0.9
     assert store.unplaced(cut) == ""

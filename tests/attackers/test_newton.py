@@ -14,6 +14,7 @@ from partopt.attackers.layout import Place, to_map
 from partopt.attackers.least_squares import Prior, departure
 from partopt.attackers.linear import Linear
 from partopt.attackers.newton import Newton
+from partopt.attackers.pairs import Pairs
 from partopt.attackers.scoring import ssim_of
 from partopt.errors import AttackError
 from partopt.optimizer.budgets import BUDGETS
@@ -81,7 +82,7 @@ def world():
         images = F.adaptive_avg_pool2d(images, SIDE).round().byte().numpy()
         context = Context(0, head=where.head, input_size=SIDE)
         f, held = where.features, slice(96, 128)
-        newton.fit(f[:96], images[:96], validation=(f[held], images[held]), context=context)
+        newton.fit(Pairs.of((f[:96], images[:96]), (f[held], images[held])), context)
         return newton, f[128:], images[128:]
 
     return make
@@ -118,7 +119,7 @@ def test_it_wants_the_head_and_refuses_what_is_not_finite(world):
     with pytest.raises(AttackError, match="needs the public head"):
         world_of = np.zeros((8, 3, 4, 4), np.float16)
         images = np.zeros((8, 3, 16, 16), np.uint8)
-        Newton().fit(world_of, images, validation=(world_of, images), context=Context())
+        Newton().fit(Pairs.of((world_of, images), (world_of, images)), Context())
 
     def broken(unit):
         return unit * float("nan") if unit.requires_grad or len(unit) < 96 else unit

@@ -126,9 +126,11 @@ def test_deep_layers_are_still_placed(images):
     """Wide receptive fields, global pooling in squeeze-excitation, strides to 4x4."""
     torch.manual_seed(0)
     net = nn.Sequential(
-        *[nn.Sequential(nn.Conv2d(c, d, 3, s, 1), nn.ReLU())
-          for c, d, s in ((3, 16, 2), (16, 32, 2), (32, 32, 1), (32, 48, 2), (48, 48, 1))]
-    ).eval()  # fmt: skip
+        *[
+            nn.Sequential(nn.Conv2d(c, d, 3, s, 1), nn.ReLU())
+            for c, d, s in ((3, 16, 2), (16, 32, 2), (32, 32, 1), (32, 48, 2), (48, 48, 1))
+        ]
+    ).eval()
     _, places = placed(net, lambda x: x.permute(0, 3, 2, 1), images)
     assert places[0].measured
     assert (places[0].cells, places[0].grid) == ((1, 0), (4, 4))

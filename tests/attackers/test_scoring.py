@@ -23,9 +23,10 @@ def _direct_ssim(a: np.ndarray, b: np.ndarray) -> float:
                 vp, vq = (w * p * p).sum() - mp**2, (w * q * q).sum() - mq**2
                 cov = (w * p * q).sum() - mp * mq
                 values.append(
-                    (2 * mp * mq + 1e-4) * (2 * cov + 9e-4)
+                    (2 * mp * mq + 1e-4)
+                    * (2 * cov + 9e-4)
                     / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4))
-                )  # fmt: skip
+                )
     return float(np.mean(values))
 
 

@@ -7,7 +7,9 @@ import time
 import pytest
 import torch
 
+from partopt.attackers.base import Context
 from partopt.attackers.features import MIRRORED, FeatureStore
+from partopt.attackers.pairs import Pairs
 from partopt.attackers.panel import make
 from partopt.attackers.rows import Rows
 from partopt.attackers.scoring import ssim_of
@@ -45,7 +47,8 @@ def test_linear_reaches_what_a_plain_one_does(mobilenet, name, record_property):
     attacker = make("linear")
     start = time.monotonic()
     attacker.fit(
-        rows["train"], s.part("train"), validation=(rows["validation"], s.part("validation"))
+        Pairs.of((rows["train"], s.part("train")), (rows["validation"], s.part("validation"))),
+        Context(),
     )
     record_property("seconds", time.monotonic() - start)
     assert ssim_of(attacker.reconstruct, rows["test"], s.part("test")).mean() >= LINEAR[name]
@@ -60,9 +63,14 @@ def test_a_small_decoder_does_clearly_better(mobilenet):
     decoder = make("decoder", {"epochs": 2, "width": 64, "blocks": 1, "batch": 8})
     torch.manual_seed(0)
     decoder.fit(
-        store.rows(cut, "train").joined(store.rows(cut, MIRRORED)),
-        Rows([train, train[..., ::-1]]),
-        validation=(store.rows(cut, "validation"), held_out),
+        Pairs.of(
+            (
+                store.rows(cut, "train").joined(store.rows(cut, MIRRORED)),
+                Rows([train, train[..., ::-1]]),
+            ),
+            (store.rows(cut, "validation"), held_out),
+        ),
+        Context(),
     )
     own = ssim_of(decoder.reconstruct, store.rows(cut, "test"), test).mean()
     below = ssim_of(decoder.linear.reconstruct, store.rows(cut, "test"), test).mean()

@@ -9,13 +9,21 @@ import torch
 from partopt import testing
 from partopt.attackers.base import Context
 from partopt.attackers.inversion import _Picture, resized
+from partopt.attackers.pairs import Pairs
 from partopt.attackers.panel import make
 from partopt.attackers.scoring import ssim_of
 from partopt.datasets import at_resolution
 from partopt.dead_leaves import dead_leaves
 
-FEW = {"steps": 60, "lr": 0.05, "tvs": (0.003,), "distances": ("l2",), "tuning_images": 8,
-       "batch": 16, "restarts": 1}  # fmt: skip
+FEW = {
+    "steps": 60,
+    "lr": 0.05,
+    "tvs": (0.003,),
+    "distances": ("l2",),
+    "tuning_images": 8,
+    "batch": 16,
+    "restarts": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +41,7 @@ def attacked(setting, sizes: tuple[str, ...]):
     attacker = make("rmle", {**FEW, "sizes": sizes, "levels": ((0,),)})
     context = Context(0, head=head, input_size=64)
     held = (maps[16:24], pictures[16:24])
-    attacker.fit(maps[:16], pictures[:16], validation=held, context=context)
+    attacker.fit(Pairs.of((maps[:16], pictures[:16]), held), context)
     assert attacker.reconstruct(maps[24:26]).shape == (2, 3, 32, 32)
     return attacker, float(ssim_of(attacker.reconstruct, *held).mean())
 
@@ -71,8 +79,9 @@ def test_the_levels_that_rebuild_validation_images_best_are_chosen(setting):
     values = {}
     for levels in (((0,),), ((2, 3, 4),), ((0,), (2, 3, 4))):
         attacker = make("rmle", {**FEW, "sizes": ("input",), "levels": levels})
-        attacker.fit(maps[:16], pictures[:16], validation=held,
-                     context=Context(0, head=head, input_size=64))  # fmt: skip
+        attacker.fit(
+            Pairs.of((maps[:16], pictures[:16]), held), Context(0, head=head, input_size=64)
+        )
         values[levels] = float(ssim_of(attacker.reconstruct, *held).mean())
         chosen = attacker.objective.levels
     alone = list(values.values())[:2]

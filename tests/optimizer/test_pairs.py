@@ -35,9 +35,13 @@ class Recorder(Attacker):
     given: ClassVar[dict[str, np.ndarray]] = {}
     _line: np.ndarray | None = field(default=None, init=False)
 
-    def fit(self, features, images, *, validation, context=None):
-        for part, (maps, pictures) in {"train": (features, images), "held out": validation}.items():
-            for name, rows in (("maps", as_rows(maps)), ("pictures", as_rows(pictures))):
+    def fit(self, pairs, context):
+        parts = {
+            "train": (pairs.features, pairs.images),
+            "held out": (pairs.held_out, pairs.held_out_images),
+        }
+        for part, (maps, pictures) in parts.items():
+            for name, rows in (("maps", maps), ("pictures", as_rows(pictures))):
                 whole = rows.take(range(len(rows))).astype(float)
                 self.given[f"{part} {name}"] = whole
         x, y = self.given["held out maps"], self.given["held out pictures"] / 255
@@ -59,8 +63,7 @@ def attacked(tmp_path_factory):
         patch.setenv("PARTOPT_CACHE", str(folder / "cache"))
         patch.setitem(BUDGETS, "quick", budget)
         patch.setitem(registry.ATTACKERS, "recorder", Recorder)
-        return attack_cut("opennet:net", "0", weights="none", input_size=32,
-                          attackers=["recorder"])  # fmt: skip
+        return attack_cut("opennet:net", "0", weights="none", input_size=32, attackers=["recorder"])
 
 
 def likeness(maps: np.ndarray, pictures: np.ndarray) -> float:

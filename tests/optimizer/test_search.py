@@ -20,12 +20,14 @@ from partopt.attackers.linear import Linear
 from partopt.attackers.panel import make
 from partopt.datasets import Split, load_images
 from partopt.errors import AttackError, ConfigError, StorageError, UsageError
+from partopt.optimizer import keys as keys_module
 from partopt.optimizer import search as search_module
+from partopt.optimizer.attempt import Bench
 from partopt.optimizer.budgets import BUDGETS, evidence_of, pick
 from partopt.optimizer.find import find
 from partopt.optimizer.floor import floor_of
 from partopt.optimizer.rule import judge
-from partopt.optimizer.search import Search
+from partopt.optimizer.search import Course, Listener, Search
 from partopt.optimizer.storage import CLAIM, fail_orphans, finished, open_storage, owner
 from partopt.profilers.base import CutLatency, Figure
 
@@ -63,10 +65,18 @@ def arena(tiny_loaded, tmp_path):
     def make_search(storage, threshold=0.2, settings=SETTINGS, last=0, **kwargs):
         # `last` 0 is all cuts
         attackers = {n: make(n, s) for n, s in settings.items()}
+        bench = Bench(store=store, floor=floor, resolution=32, seed=kwargs.pop("seed", 0))
+        told = {n: kwargs.pop(n) for n in ("on_progress", "on_done") if n in kwargs}
+        course = Course(threshold=threshold, **kwargs)
         return Search(
-            cuts[-last:], latencies[-last:], store, attackers, floor, threshold=threshold,
-            scale="corrected", resolution=32, storage=storage, **kwargs,
-        )  # fmt: skip
+            cuts[-last:],
+            latencies[-last:],
+            bench,
+            attackers,
+            course,
+            storage,
+            Listener(**told),
+        )
 
     return make_search
 
@@ -74,7 +84,9 @@ def arena(tiny_loaded, tmp_path):
 def verdicts(search):
     return [
         v.status
-        for v in judge(search.names, search.plan.panel, search.outcome.evidence, search.threshold)
+        for v in judge(
+            search.names, search.plan.panel, search.outcome.evidence, search.course.threshold
+        )
     ]
 
 
@@ -183,8 +195,8 @@ def test_a_proof_for_a_lower_threshold_is_no_evidence_for_a_higher_one(arena, tm
 class StopsAtProof(Linear):
     """Asks, as trained attackers do after an epoch, whether it may stop."""
 
-    def fit(self, *args, context, **kwargs):
-        super().fit(*args, context=context, **kwargs)
+    def fit(self, pairs, context):
+        super().fit(pairs, context)
         context.stopped_early = context.proven(self.reconstruct, 1.0)
 
 
@@ -306,13 +318,13 @@ def test_an_attack_with_safer_settings_does_not_stand_for_one_that_never_failed(
 def test_the_source_of_attacks_and_of_plug_ins_is_part_of_the_key(arena, monkeypatch, tmp_path):
     search = arena(optuna.storages.InMemoryStorage(), last=1)
     cut, ours = search.cuts[0], search.panel["linear"]
-    assert search_module.plugin_source(ours) == ""
-    assert search_module.plugin_source(OnceBroken()) != ""
+    assert keys_module.plugin_source(ours) == ""
+    assert keys_module.plugin_source(OnceBroken()) != ""
     before = search.key(cut, ours), search.key(cut, OnceBroken())
     with monkeypatch.context() as patch:
-        patch.setattr(search_module, "attack_source", lambda: "edited")
+        patch.setattr(keys_module, "attack_source", lambda: "edited")
         assert search.key(cut, ours) != before[0]
-    monkeypatch.setattr(search_module, "file_digest", lambda path: "edited")
+    monkeypatch.setattr(keys_module, "file_digest", lambda path: "edited")
     assert search.key(cut, ours) == before[0]
     assert search.key(cut, OnceBroken()) != before[1]
 
@@ -512,9 +524,13 @@ def test_a_stored_result_that_is_not_whole_is_no_evidence(arena, tmp_path):
     key = first.key(first.cuts[0], first.panel["linear"])
     done = finished(storage, [key])[key]
     damages = [
-        {"ssim_per_image": [0.0]}, {"ssim_per_image": [float("nan")] * 24}, {"complete": "yes"},
-        {"ssim_per_image": [7.0] * 24}, {"ssim_per_image": "x"}, {"settings": None},
-    ]  # fmt: skip
+        {"ssim_per_image": [0.0]},
+        {"ssim_per_image": [float("nan")] * 24},
+        {"complete": "yes"},
+        {"ssim_per_image": [7.0] * 24},
+        {"ssim_per_image": "x"},
+        {"settings": None},
+    ]
     for i, damage in enumerate(damages):
         search = arena(storage, settings=LINEAR, last=1)
         study, trial, _ = claim_of(storage, search, (0, "linear"), owner(), name=str(i))
@@ -561,7 +577,8 @@ TOGETHER = """
     from partopt.models import LoadedModel
     from partopt.optimizer.floor import floor_of
     from partopt.optimizer.rule import judge
-    from partopt.optimizer.search import Search
+    from partopt.optimizer.attempt import Bench
+    from partopt.optimizer.search import Course, Search
     from partopt.optimizer.storage import open_storage
     from partopt.preprocessing import Preprocessing
     from partopt.profilers.base import CutLatency, Figure
@@ -585,9 +602,9 @@ TOGETHER = """
     (Path(gate) / f"ready{number}").touch()
     while not (Path(gate) / "go").exists():
         time.sleep(0.01)
-    search = Search(cuts, [same] * len(cuts), store,
-        {n: make(n, settings[n]) for n in attackers.split(",")}, floor, threshold=0.9,
-        scale="corrected", resolution=32, storage=open_storage(journal)[0], exhaustive=True)
+    search = Search(cuts, [same] * len(cuts), Bench(store=store, floor=floor, resolution=32),
+        {n: make(n, settings[n]) for n in attackers.split(",")},
+        Course(threshold=0.9, exhaustive=True), open_storage(journal)[0])
     outcome = search.run()
     found = judge(search.names, search.plan.panel, outcome.evidence, 0.9)
     print(json.dumps([[v.status for v in found],
@@ -605,12 +622,25 @@ def together(tmp_path, panels, most=1 << 30):
     journal = str(folder / "s.journal")
     running = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", script, str(i), panel, str(most), str(folder),
-             journal],
-            env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                script,
+                str(i),
+                panel,
+                str(most),
+                str(folder),
+                journal,
+            ],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for i, panel in enumerate(panels)
-    ]  # fmt: skip
+    ]
     while len(list(folder.glob("ready*"))) < len(panels):
         assert all(p.poll() is None for p in running), running[0].stderr.read()
         time.sleep(0.02)
@@ -755,8 +785,10 @@ def test_panels_that_certify_are_white_box_and_share_one_decoder():
 
 def test_budgets_are_labelled():
     assert [pick(n).evidence for n in ("quick", "standard", "full")] == [
-        "screening", "standard", "full",
-    ]  # fmt: skip
+        "screening",
+        "standard",
+        "full",
+    ]
 
 
 def test_ctrl_c_leaves_a_resumable_study(arena, tmp_path):

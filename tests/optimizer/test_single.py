@@ -30,9 +30,13 @@ def arguments(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     few = {"steps": 3, "tvs": (0.0,), "distances": ("l2",), "tuning_images": 4}
     budget = replace(
-        BUDGETS["quick"], split=Split(48, 8, 12), resolution=32, minimum_images=20,
-        settings={"linear": {"max_cells": 4000}}, others={"rmle": {**few, "restarts": 2}},
-    )  # fmt: skip
+        BUDGETS["quick"],
+        split=Split(48, 8, 12),
+        resolution=32,
+        minimum_images=20,
+        settings={"linear": {"max_cells": 4000}},
+        others={"rmle": {**few, "restarts": 2}},
+    )
     monkeypatch.setitem(BUDGETS, "quick", budget)
     return {"model": "singlenet:net", "cut": "3", "weights": "none", "input_size": 32}
 
@@ -67,8 +71,9 @@ def test_pictures_of_ones_own_are_rebuilt_and_not_scored(arguments, tmp_path):
     assert found.results[0].score == plain.results[0].score
     assert found.originals.shape == found.results[0].rebuilt.shape == (2, 3, 32, 32)
     likeness = ssim(found.results[0].rebuilt, as_images(found.originals))
-    assert float(likeness.mean()) > float(ssim(found.results[0].rebuilt.flip(0),
-                                               as_images(found.originals)).mean())  # fmt: skip
+    assert float(likeness.mean()) > float(
+        ssim(found.results[0].rebuilt.flip(0), as_images(found.originals)).mean()
+    )
     assert found.originals[0].mean() < found.originals[1].mean(), "by name"
 
 

@@ -44,9 +44,13 @@ def test_the_grid(arguments):
     found = strength(**arguments, images=[16, 64])
     grid = [(c.attacker, c.images, c.epochs) for c in found.cells]
     assert grid == [
-        ("linear", 16, None), ("linear", 64, None), ("decoder", 16, 1), ("decoder", 64, 1),
-        ("decoder", 16, 3), ("decoder", 64, 3),
-    ]  # fmt: skip
+        ("linear", 16, None),
+        ("linear", 64, None),
+        ("decoder", 16, 1),
+        ("decoder", 64, 1),
+        ("decoder", 16, 3),
+        ("decoder", 64, 3),
+    ]
     by_place = {(a, n, e): c.score.raw for (a, n, e), c in zip(grid, found.cells, strict=True)}
     assert by_place["linear", 64, None] > by_place["linear", 16, None]
     assert by_place["decoder", 64, 3] > by_place["decoder", 16, 1]

@@ -77,22 +77,28 @@ class Calm(nn.Module):
 @pytest.fixture
 def small(monkeypatch):
     budget = replace(
-        BUDGETS["quick"], split=Split(64, 16, 24), resolution=32, minimum_images=20,
+        BUDGETS["quick"],
+        split=Split(64, 16, 24),
+        resolution=32,
+        minimum_images=20,
         settings={
             "linear": {"max_cells": 8000},
             "newton": {"steps": 8, "bent": 4, "tuning_images": 4},
             "decoder": {"epochs": 1, "width": 8, "narrowest": 8, "blocks": 1},
         },
-    )  # fmt: skip
+    )
     monkeypatch.setitem(BUDGETS, "quick", budget)
 
 
 def loaded(module: nn.Module) -> LoadedModel:
     torch.manual_seed(0)
     return LoadedModel(
-        spec="tests:hiding", module=module.eval(), weights="random (seed 0)",
-        preprocessing=Preprocessing(32, 36, (0.5,) * 3, (0.5,) * 3), weights_hash="0" * 64,
-    )  # fmt: skip
+        spec="tests:hiding",
+        module=module.eval(),
+        weights="random (seed 0)",
+        preprocessing=Preprocessing(32, 36, (0.5,) * 3, (0.5,) * 3),
+        weights_hash="0" * 64,
+    )
 
 
 def test_what_leaks_between_sampled_cuts_moves_the_answer(small):
@@ -131,9 +137,16 @@ def test_every_cut_from_the_answer_on_is_swept_those_of_several_tensors_too(smal
 def test_how_far_the_panel_was_ahead_is_measured_not_guessed():
     def pair(low, high, cheap):
         full = Verdict(
-            value=high, low=low, high=high, suffix_value=high, suffix_high=high, suffix_low=low,
-            complete=True, status="safe", reason="",
-        )  # fmt: skip
+            value=high,
+            low=low,
+            high=high,
+            suffix_value=high,
+            suffix_high=high,
+            suffix_low=low,
+            complete=True,
+            status="safe",
+            reason="",
+        )
         return full, Attack(attacker="sketch", settings="", outcome="full budget", high=cheap)
 
     assert _ahead([]) == (0.0, 1.0)

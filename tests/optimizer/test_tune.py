@@ -48,14 +48,17 @@ class Shy(Linear):
 @pytest.fixture
 def setup(monkeypatch, tmp_path):
     budget = replace(
-        BUDGETS["quick"], split=Split(64, 16, 24), resolution=32, minimum_images=20,
+        BUDGETS["quick"],
+        split=Split(64, 16, 24),
+        resolution=32,
+        minimum_images=20,
         settings={"shy": {}},
-    )  # fmt: skip
+    )
     monkeypatch.setitem(BUDGETS, "quick", budget)
     monkeypatch.setitem(registry.ATTACKERS, "shy", Shy)
     # The earliest safe cut, however the times fall.
     monkeypatch.setattr(
-        search_module, "choose", lambda candidates, safe, leaks: min(safe, default=None)
+        search_module, "fastest", lambda candidates, safe, leaks: min(safe, default=None)
     )
     return {"cuts": "all", "repetitions": 1, "storage": str(tmp_path / "study.journal")}
 

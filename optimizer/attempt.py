@@ -1,0 +1,230 @@
+"""Attack one cut once: what every search, study and benchmark does with an attacker.
+
+A failure is an exception, never a low score. `attempt` is one try; `attempt_twice` makes a second
+one, with settings less likely to fail.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ..attackers.base import Attacker, Context, Fitted, Key, Reconstruct, remark
+from ..attackers.features import FeatureStore
+from ..attackers.pairs import Pairs
+from ..attackers.scoring import Score, corrected, score, ssim_of
+from ..datasets import at_resolution
+from ..errors import PartoptError, StorageError, first_line
+from ..graph import Cut
+from ..hashing import derive_seed
+from .pairs import Unseen, give_head, pairs_at
+
+FAILURES = (PartoptError, RuntimeError, MemoryError, ValueError)  # what an attack may fail with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all attacks of a run have in common.
+
+    Attributes:
+        store: The features.
+        floor: SSIM of the blind attacker per test image.
+        resolution: Side at which images are rebuilt and scored, in pixels.
+        scale: ``corrected`` or ``raw``.
+        seed: For everything random.
+        device: Where attackers train.
+    """
+
+    store: FeatureStore
+    floor: np.ndarray
+    resolution: int
+    scale: str = "corrected"
+    seed: int = 0
+    device: str = "cpu"
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """All images at that side, uint8."""
+        return at_resolution(self.store.images.images, self.resolution)
+
+    def seed_at(self, cut: Cut) -> int:
+        """The seed of every attacker at a cut.
+
+        They have one: a member that is taken as fitted is what fitting it again would give.
+        """
+        return derive_seed(self.seed, cut.name)
+
+    def score(self, per_image: np.ndarray) -> Score:
+        """The score of SSIM per test image, on the run's scale."""
+        seed = derive_seed(self.seed, "bootstrap")
+        return score(per_image, self.floor, scale=self.scale, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """How one attack is to go.
+
+    Attributes:
+        also: Cuts whose features the same pass should make.
+        images: So many training images; None is all.
+        leaks_from: Training may stop once the lower end of the score is proven to be at or above
+            this; None never stops early.
+        fitted: Attackers fitted already at this cut; this one joins them, unless it is private.
+        private: Its settings are in nobody else's.
+        progress: Called with the share of the work done; may raise to end the attack.
+    """
+
+    also: Sequence[Cut] = ()
+    images: int | None = None
+    leaks_from: float | None = None
+    fitted: dict[Key, Fitted] = field(default_factory=dict)
+    private: bool = False
+    progress: Callable[[float], None] = lambda share: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """An attack that ran.
+
+    Attributes:
+        attacker: Fitted.
+        settings: Its `repr` before it was fitted.
+        per_image: SSIM per test image, rounded as it is stored.
+        score: On the run's scale.
+        complete: False where it stopped because the leak was proven.
+        note: What a result must say of it.
+        unplaced: Why pairs settle nothing at this cut, as in `FeatureStore`.
+        pairs: What it learned from.
+        unseen: What it was scored on.
+        own_steps, own_seconds: Spent in this try.
+        image_steps, seconds: The same with what was taken as fitted counted as if fitted here.
+    """
+
+    attacker: Attacker
+    settings: str
+    per_image: np.ndarray
+    score: Score
+    complete: bool
+    note: str
+    unplaced: str
+    pairs: Pairs
+    unseen: Unseen
+    own_steps: int
+    own_seconds: float
+    image_steps: int
+    seconds: float
+
+    def held_out(self) -> float:
+        """Mean SSIM on the validation images."""
+        pairs = self.pairs
+        values = ssim_of(self.attacker.reconstruct, pairs.held_out, pairs.held_out_images)
+        return float(values.mean())
+
+    def rebuilt(self, batch: int = 16) -> torch.Tensor:
+        """All test images as rebuilt, (N, 3, R, R) in [0, 1]."""
+        rows = self.unseen.features
+        with torch.no_grad():
+            parts = [
+                self.attacker.reconstruct(rows.take(range(i, min(i + batch, len(rows))))).cpu()
+                for i in range(0, len(rows), batch)
+            ]
+        return torch.cat(parts)
+
+
+class Failed(Exception):
+    """An attack failed; says why in one line, and what it cost."""
+
+    def __init__(self, error: BaseException, settings: str, image_steps: int, seconds: float):
+        super().__init__(first_line(error))
+        self.settings = settings
+        self.image_steps = image_steps
+        self.seconds = seconds
+
+
+def attempt(bench: Bench, cut: Cut, attacker: Attacker, wish: Wish | None = None) -> Reached:
+    """Fit a copy of `attacker` on training and validation images; score it on the test images.
+
+    Raises:
+        Failed: The attack failed.
+        StorageError: The disk or the storage did; the attack says nothing.
+    """
+    wish = wish or Wish()
+    attacker, settings = copy.deepcopy(attacker), repr(attacker)
+    start = time.monotonic()
+    context = Context(seed=bench.seed_at(cut), device=bench.device, fitted=wish.fitted)
+    try:
+        pairs, unseen = pairs_at(
+            cut, attacker, bench.store, bench.pictures, wish.also, most=wish.images
+        )
+        context.proven, context.progress = _proof(bench, unseen, wish), wish.progress
+        give_head(context, bench.store, cut, attacker)
+        wish.progress(0.0)
+        fitting = time.monotonic()
+        attacker.fit(pairs, context)
+        if not context.stopped_early and not wish.private:
+            context.keep(settings, pairs, attacker, time.monotonic() - fitting)
+        per_image = ssim_of(attacker.reconstruct, unseen.features, unseen.images).round(6)
+        found = bench.score(per_image)  # what is stored is what is judged
+    except StorageError:
+        raise
+    except FAILURES as error:
+        spent = time.monotonic() - start
+        raise Failed(error, settings, context.image_steps, spent) from error
+    own = time.monotonic() - start
+    steps, seconds = context.cost(own)
+    return Reached(
+        attacker=attacker,
+        settings=settings,
+        per_image=per_image,
+        score=found,
+        complete=not context.stopped_early,
+        note=remark(attacker),
+        unplaced=bench.store.unplaced(cut),
+        pairs=pairs,
+        unseen=unseen,
+        own_steps=context.image_steps,
+        own_seconds=own,
+        image_steps=steps,
+        seconds=seconds,
+    )
+
+
+def attempt_twice(
+    bench: Bench, cut: Cut, attacker: Attacker, wish: Wish | None = None
+) -> tuple[Reached | Failed, list[str]]:
+    """`attempt`, and once more with safer settings after a failure.
+
+    Returns:
+        What came of it, and why earlier tries failed.
+    """
+    try:
+        return attempt(bench, cut, attacker, wish), []
+    except Failed as first:
+        safer = attacker.safer()
+        if safer is None:
+            return first, [f"failed: {first}"]
+        try:
+            return attempt(bench, cut, safer, wish), [f"failed: {first}"]
+        except Failed as second:
+            return second, [f"failed: {first}", f"failed: {second}"]
+
+
+def _proof(bench: Bench, unseen: Unseen, wish: Wish) -> Callable[[Reconstruct, float], bool]:
+    def proven(reconstruct: Reconstruct, validation: float) -> bool:
+        if wish.leaks_from is None:
+            return False
+        hint = validation
+        if bench.scale == "corrected":
+            hint = float(corrected(validation, bench.floor.mean()))
+        if hint < wish.leaks_from:
+            return False
+        found = bench.score(ssim_of(reconstruct, unseen.features, unseen.images))
+        return found.low >= wish.leaks_from
+
+    return proven
