@@ -90,9 +90,16 @@ def verified_by_dcap(quote: bytes) -> None:
     library = ctypes.CDLL(name)
     expired, result = ctypes.c_uint32(1), ctypes.c_uint32(0xFFFF)
     code = library.sgx_qv_verify_quote(
-        quote, ctypes.c_uint32(len(quote)), None, ctypes.c_int64(int(time.time())),
-        ctypes.byref(expired), ctypes.byref(result), None, ctypes.c_uint32(0), None,
-    )  # fmt: skip
+        quote,
+        ctypes.c_uint32(len(quote)),
+        None,
+        ctypes.c_int64(int(time.time())),
+        ctypes.byref(expired),
+        ctypes.byref(result),
+        None,
+        ctypes.c_uint32(0),
+        None,
+    )
     if code != 0 or result.value != 0 or expired.value != 0:
         raise AttestationError(
             f"the quote is refused: library code {code:#x}, result {result.value:#x}, collateral "

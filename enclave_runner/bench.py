@@ -97,9 +97,14 @@ def bench(
     progress("starting", 0.0)
     with Service(folder, options, key=key, insecure=insecure) as service:
         found = Measured(
-            service.backend, service.label, options.device, options.transport, options.threads,
-            requests, service.started_s,
-        )  # fmt: skip
+            service.backend,
+            service.label,
+            options.device,
+            options.transport,
+            options.threads,
+            requests,
+            service.started_s,
+        )
         probes = _probes(folder, key, service, options, found)
         try:
             with service.client() as client:
@@ -244,6 +249,8 @@ def _predicted(folder: Path, found: Measured, optimised: bool) -> None:
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:
-    ranks = torch.quantile(torch.tensor(seconds, dtype=torch.float64), torch.tensor(
-        [0.5, 0.95, 0.99], dtype=torch.float64))  # fmt: skip
+    ranks = torch.quantile(
+        torch.tensor(seconds, dtype=torch.float64),
+        torch.tensor([0.5, 0.95, 0.99], dtype=torch.float64),
+    )
     return {n: float(v) * 1e3 for n, v in zip(("p50", "p95", "p99"), ranks, strict=True)}

@@ -38,7 +38,7 @@ from .bundle import (
     Footprint,
     Optimisation,
     digest,
-)  # fmt: skip
+)
 from .footprint import Seen, look
 from .manifest import Worker, render, run_tool, size_enclave
 from .parts import PROGRAM, SPEC, WEIGHTS, Layout, Limits, Part
@@ -331,9 +331,18 @@ def _reseal_by_gramine(folder: Path, part: Part, program: Program, key: bytes) -
         plain.write_bytes(weights)
         # The tool writes the output path into the file, and Gramine compares it.
         run_tool(
-            ["gramine-sgx-pf-crypt", "encrypt", "-w", str(wrap), "-i", str(plain),
-             "-o", f"head/{GRAMINE_SEALED}"], folder,
-        )  # fmt: skip
+            [
+                "gramine-sgx-pf-crypt",
+                "encrypt",
+                "-w",
+                str(wrap),
+                "-i",
+                str(plain),
+                "-o",
+                f"head/{GRAMINE_SEALED}",
+            ],
+            folder,
+        )
 
 
 def _write_rest(
@@ -361,9 +370,18 @@ def _write_rest(
     if sealed is None:
         own.append(SEALED)
     worker = Worker(
-        "enclave_runner.head", "head", own, True, seen.files, seen.prefixes, sealed,
-        str(shm_folder(identity)), str(drop_folder(identity)), enclave_size, max_threads,
-    )  # fmt: skip
+        "enclave_runner.head",
+        "head",
+        own,
+        True,
+        seen.files,
+        seen.prefixes,
+        sealed,
+        str(shm_folder(identity)),
+        str(drop_folder(identity)),
+        enclave_size,
+        max_threads,
+    )
     (folder / TEMPLATE).write_text(render(worker))
     choice = made.choice
     bundle = Bundle(

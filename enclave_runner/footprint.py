@@ -30,13 +30,21 @@ def look(folder: Path, batch: int, key: bytes, shape: Sequence[int] = ()) -> See
         ExportError: The head does not run on its own.
     """
     result = subprocess.run(
-        [sys.executable, "-I", "-B", "-m", f"{__package__}.rehearsal", str(folder), str(batch),
-         *map(str, shape)],
+        [
+            sys.executable,
+            "-I",
+            "-B",
+            "-m",
+            f"{__package__}.rehearsal",
+            str(folder),
+            str(batch),
+            *map(str, shape),
+        ],
         input=key.hex(),
         capture_output=True,
         text=True,
         timeout=600,
-    )  # fmt: skip
+    )
     if result.returncode != 0:
         last = result.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ExportError(f"the exported head does not run on its own: {last[0][:300]}")

@@ -44,9 +44,15 @@ class Header:
     def pack(self) -> bytes:
         """HEADER_BYTES bytes."""
         body = _HEADER.pack(
-            _MAGIC, self.kind, self.batch, self.number, self.request, self.compute_ns,
-            self.length, self.crc,
-        )  # fmt: skip
+            _MAGIC,
+            self.kind,
+            self.batch,
+            self.number,
+            self.request,
+            self.compute_ns,
+            self.length,
+            self.crc,
+        )
         return body.ljust(HEADER_BYTES, b"\0")
 
 

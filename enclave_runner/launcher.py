@@ -132,9 +132,15 @@ def _started(
         }
         log = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the worker
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, pass_fds=pass_fds,
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            command,
+            cwd=folder,
+            env=environment,
+            pass_fds=pass_fds,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             return Started(process, _called_back(door, process, log, token, timeout), log)
         except BaseException:

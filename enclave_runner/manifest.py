@@ -22,9 +22,20 @@ from .parts import GRAMINE_KEY, GRAMINE_WEIGHTS
 
 # Gramine brings its own C library; the host's must not be found beside it.
 _GLIBC = (
-    "libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "libutil.so", "libresolv.so",
-    "libanl.so", "libmvec.so", "libnss_", "libBrokenLocale.so", "libthread_db.so", "ld-linux",
-)  # fmt: skip
+    "libc.so",
+    "libm.so",
+    "libdl.so",
+    "libpthread.so",
+    "librt.so",
+    "libutil.so",
+    "libresolv.so",
+    "libanl.so",
+    "libmvec.so",
+    "libnss_",
+    "libBrokenLocale.so",
+    "libthread_db.so",
+    "ld-linux",
+)
 INSIDE = "/bundle/head"
 # Every worker's: GNU OpenMP's short spins, and memory that stays with the process: activations of a
 # thread of its own would otherwise be returned to the system and faulted in again at every image.

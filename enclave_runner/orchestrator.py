@@ -210,9 +210,17 @@ class Service:
             area = str(self._drop)
         o = self._options
         self._start = Start(
-            o.transport, area, o.in_flight, o.batch, o.threads, o.queue, o.host, self._port,
-            self._token, o.timeout,
-        )  # fmt: skip
+            o.transport,
+            area,
+            o.in_flight,
+            o.batch,
+            o.threads,
+            o.queue,
+            o.host,
+            self._port,
+            self._token,
+            o.timeout,
+        )
         begun = time.perf_counter()
         try:
             if self.backend == "native":

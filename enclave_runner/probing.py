@@ -128,9 +128,18 @@ def _write_template(folder: Path, shape: Sequence[int], threads: int) -> None:
     seen = look(folder, 0, b"", shape)
     size, most = size_enclave(seen, threads)
     worker = Worker(
-        "enclave_runner.probe", str(folder), [PROGRAM, WEIGHTS], False, seen.files, seen.prefixes,
-        None, "", "", size, most,
-    )  # fmt: skip
+        "enclave_runner.probe",
+        str(folder),
+        [PROGRAM, WEIGHTS],
+        False,
+        seen.files,
+        seen.prefixes,
+        None,
+        "",
+        "",
+        size,
+        most,
+    )
     (folder / TEMPLATE).write_text(render(worker))
 
 

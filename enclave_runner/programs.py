@@ -48,10 +48,18 @@ _WORDS = frozenset(
 DTYPES = {
     str(d).removeprefix("torch."): d
     for d in (
-        torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int16,
-        torch.int32, torch.int64, torch.uint8, torch.bool,
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
     )
-}  # fmt: skip
+}
 _FORMATS = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
@@ -126,9 +134,11 @@ class Program:
         return self.run(inputs)[0]
 
     def run(
-        self, inputs: Sequence[torch.Tensor], marks: Mapping[int, Any] | None = None,
+        self,
+        inputs: Sequence[torch.Tensor],
+        marks: Mapping[int, Any] | None = None,
         clock: Callable[[], Any] | None = None,
-    ) -> tuple[tuple[torch.Tensor, ...], dict[int, Any]]:  # fmt: skip
+    ) -> tuple[tuple[torch.Tensor, ...], dict[int, Any]]:
         """Run, and read `clock` after every step whose index is in `marks`.
 
         Returns the outputs and ``{step index: clock reading}``.

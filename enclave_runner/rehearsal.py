@@ -71,9 +71,16 @@ def _pictures(side: int) -> Iterator[bytes]:
     turned = Image.Exif()
     turned[0x0112] = 6
     for kind, mode in (
-        ("JPEG", "CMYK"), ("PNG", "I;16"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "RGB"),
-        ("WEBP", "RGBA"), ("WEBP", "RGB"), ("BMP", "RGB"), ("JPEG", "RGB"),
-    ):  # fmt: skip
+        ("JPEG", "CMYK"),
+        ("PNG", "I;16"),
+        ("PNG", "P"),
+        ("PNG", "RGBA"),
+        ("PNG", "RGB"),
+        ("WEBP", "RGBA"),
+        ("WEBP", "RGB"),
+        ("BMP", "RGB"),
+        ("JPEG", "RGB"),
+    ):
         data = io.BytesIO()
         picture = Image.new(mode, plain.size) if mode == "I;16" else plain.convert(mode)
         exif = {} if kind == "BMP" else {"exif": turned.tobytes()}

@@ -39,9 +39,17 @@ def sign(folder: Path, key: Path | None) -> str:
             run_tool(["gramine-sgx-gen-private-key", str(own)], folder)
         run_tool(["gramine-manifest", TEMPLATE, SIGNED[0]], folder)
         run_tool(
-            ["gramine-sgx-sign", "--manifest", SIGNED[0], "--output", SIGNED[1],
-             "--key", str(key or own)], folder,
-        )  # fmt: skip
+            [
+                "gramine-sgx-sign",
+                "--manifest",
+                SIGNED[0],
+                "--output",
+                SIGNED[1],
+                "--key",
+                str(key or own),
+            ],
+            folder,
+        )
     finally:
         own.unlink(missing_ok=True)
     return (folder / SIGNED[2]).read_bytes()[_ENCLAVEHASH].hex()

@@ -189,6 +189,13 @@ def receive_exactly(door: socket.socket, size: int) -> bytearray:
 
 
 __all__ = [
-    "HEADER_BYTES", "MAX_SLOTS", "NAMES", "End", "Shape", "crc", "lost", "receive_exactly",
+    "HEADER_BYTES",
+    "MAX_SLOTS",
+    "NAMES",
+    "End",
+    "Shape",
+    "crc",
+    "lost",
+    "receive_exactly",
     "whole_answer",
-]  # fmt: skip
+]

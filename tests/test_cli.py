@@ -32,9 +32,13 @@ def leaky():
     return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1))
 """
 SMALL = Budget(
-    "quick", "screening", Split(64, 16, 24), 32, 20,
+    "quick",
+    "screening",
+    Split(64, 16, 24),
+    32,
+    20,
     {"linear": {"max_cells": 8000}, "decoder": {"epochs": 1, "width": 16, "narrowest": 8}},
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -299,9 +303,11 @@ def test_a_reader_that_goes_away_changes_nothing(here, arguments):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], stdout=writer, stderr=subprocess.PIPE,
+        [sys.executable, "-c", program, *arguments],
+        stdout=writer,
+        stderr=subprocess.PIPE,
         text=True,
-    )  # fmt: skip
+    )
     os.close(writer)
     assert done.returncode == 0
     assert done.stderr.endswith("code 0")

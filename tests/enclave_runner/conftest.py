@@ -130,9 +130,15 @@ def split_config(folder: Path, spec: str, cut: str) -> tuple[Path, LoadedModel]:
     BUDGETS["quick"] = SMALL
     try:
         result = find(
-            loaded, ssim=1.0, scale="raw", cuts=[cut], attackers=["linear"], repetitions=10,
-            enclave="native", storage=str(folder / "s.journal"),
-        )  # fmt: skip
+            loaded,
+            ssim=1.0,
+            scale="raw",
+            cuts=[cut],
+            attackers=["linear"],
+            repetitions=10,
+            enclave="native",
+            storage=str(folder / "s.journal"),
+        )
     finally:
         BUDGETS["quick"] = kept
     assert result.found
@@ -190,8 +196,17 @@ def serving(made, spawn):
     """Starts ``partopt serve`` on `made`; gives the process and the address that it says."""
 
     def start(*more: str, **how) -> tuple[subprocess.Popen[str], str]:
-        process = spawn("serve", str(made.folder), "--enclave", "native", "--listen",
-                        "127.0.0.1:0", "--insecure-no-attestation", *more, **how)  # fmt: skip
+        process = spawn(
+            "serve",
+            str(made.folder),
+            "--enclave",
+            "native",
+            "--listen",
+            "127.0.0.1:0",
+            "--insecure-no-attestation",
+            *more,
+            **how,
+        )
         for line in process.stderr:
             if line.startswith("serving"):
                 return process, line.split(" at ")[1].split(";")[0]

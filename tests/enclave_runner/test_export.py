@@ -79,10 +79,14 @@ def test_any_changed_file_is_noticed(made, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2}, {"extra": 1}, {"batch": "x"}, {"files": {"../x": "0" * 64}},
-        {"files": {"/etc/passwd": "0" * 64}}, {"seal": "rot13"},
+        {"schema": 2},
+        {"extra": 1},
+        {"batch": "x"},
+        {"files": {"../x": "0" * 64}},
+        {"files": {"/etc/passwd": "0" * 64}},
+        {"seal": "rot13"},
     ],
-)  # fmt: skip
+)
 def test_a_wrong_bundle_json_is_refused(made, tmp_path, change):
     copy = made.copy(tmp_path / "b")
     data = json.loads((copy / "bundle.json").read_text())
@@ -114,12 +118,19 @@ def test_workers_check_hashes_themselves(made, tmp_path):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("limits", "batch"), 0), (("limits", "batch"), 10**9), (("limits", "image_bytes"), "x"),
-        (("inputs", 0, "shape"), [1, -3]), (("inputs", 0, "dtype"), "object"), (("role",), "cow"),
-        (("seal",), "rot13"), (("preprocessing", "resize"), 1 << 40), (("schema",), 9),
-        (("preprocessing", "interpolation"), "magic"), (("inputs", 0, "shape"), [1 << 31] * 8),
+        (("limits", "batch"), 0),
+        (("limits", "batch"), 10**9),
+        (("limits", "image_bytes"), "x"),
+        (("inputs", 0, "shape"), [1, -3]),
+        (("inputs", 0, "dtype"), "object"),
+        (("role",), "cow"),
+        (("seal",), "rot13"),
+        (("preprocessing", "resize"), 1 << 40),
+        (("schema",), 9),
+        (("preprocessing", "interpolation"), "magic"),
+        (("inputs", 0, "shape"), [1 << 31] * 8),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_spec_is_refused(made, tmp_path, path, value):
     copy = made.copy(tmp_path / "b")
     data = json.loads((copy / "head" / "spec.json").read_text())

@@ -75,9 +75,14 @@ def test_profiles_inside(made):
 @pytest.mark.slow
 def test_bench_inside(made, photo):
     found = bench(
-        made.folder, photo, Options(enclave=DIRECT), made.key, insecure=True, requests=10,
+        made.folder,
+        photo,
+        Options(enclave=DIRECT),
+        made.key,
+        insecure=True,
+        requests=10,
         published=1,
-    )  # fmt: skip
+    )
     assert found.backend == DIRECT
     assert set(found.baselines) == {"whole in enclave", "whole outside", "published"}
 
@@ -93,8 +98,10 @@ def test_signing_gives_the_measurement_that_gramine_shows(made, tmp_path):
     done = export(tmp_path / "s.json", tmp_path / "b", sign=key)
     shown = subprocess.run(
         ["gramine-sgx-sigstruct-view", str(tmp_path / "b" / "head.sig")],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert done.bundle.mrenclave in shown
     from partopt.config import SplitConfig
 

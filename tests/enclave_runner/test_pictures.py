@@ -82,10 +82,12 @@ def test_only_other_formats_are_converted_before_sending():
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (IndexError("x"), "bad-image"), (KeyError("x"), "bad-image"),
-        (OSError("torn"), "bad-image"), (MemoryError(), "too-large"),
+        (IndexError("x"), "bad-image"),
+        (KeyError("x"), "bad-image"),
+        (OSError("torn"), "bad-image"),
+        (MemoryError(), "too-large"),
     ],
-)  # fmt: skip
+)
 def test_what_a_decoder_raises_is_a_code(error, code, monkeypatch):
     def broken(self):
         raise error

@@ -50,10 +50,19 @@ def test_marks_are_read_in_order(halves):
 
 @pytest.mark.parametrize(
     "name",
-    ["aten.from_file.default", "aten.relu_.default", "aten.nope.default", "prims.sin.default",
-     "os.system", "aten.__class__.mro", "size.eval", "aten.conv2d", "aten._print.default",
-     "aten.einsum.default"],
-)  # fmt: skip
+    [
+        "aten.from_file.default",
+        "aten.relu_.default",
+        "aten.nope.default",
+        "prims.sin.default",
+        "os.system",
+        "aten.__class__.mro",
+        "size.eval",
+        "aten.conv2d",
+        "aten._print.default",
+        "aten.einsum.default",
+    ],
+)
 def test_operators_that_a_program_may_not_name(name):
     with pytest.raises(BundleError, match="program names"):
         operator_named(name)

@@ -17,7 +17,7 @@ from partopt.enclave_runner.frames import (
     Header,
     check_whole,
     unpack,
-)  # fmt: skip
+)
 from partopt.enclave_runner.messages import listen
 from partopt.enclave_runner.parts import Layout, room
 from partopt.enclave_runner.shm import area_bytes
@@ -27,8 +27,10 @@ from partopt.errors import FrameError, ServiceError
 
 SHAPE = Shape(
     (Layout("a", (1, 4, 6), "float32"), Layout("b", (2, 3), "int64")),
-    (Layout("answer", (1, 10), "float32"),), batch=3, slots=2,
-)  # fmt: skip
+    (Layout("answer", (1, 10), "float32"),),
+    batch=3,
+    slots=2,
+)
 
 
 def pair(transport, folder):
@@ -115,8 +117,15 @@ def answer(**changes) -> Header:
     body = bytes(room(SHAPE.answer, 1))
     import zlib
 
-    fields = {"kind": ANSWER, "batch": 1, "number": 1, "request": 1, "compute_ns": 0,
-              "length": len(body), "crc": zlib.crc32(body)}  # fmt: skip
+    fields = {
+        "kind": ANSWER,
+        "batch": 1,
+        "number": 1,
+        "request": 1,
+        "compute_ns": 0,
+        "length": len(body),
+        "crc": zlib.crc32(body),
+    }
     return Header(**{**fields, **changes})
 
 
@@ -129,9 +138,10 @@ def answer(**changes) -> Header:
         ({"batch": 0}, "oversized"),
         ({"batch": 4}, "oversized"),
         ({"length": 1 << 30}, "oversized"),
-        ({"length": 3}, "truncated"), ({"crc": 5}, "torn"),
+        ({"length": 3}, "truncated"),
+        ({"crc": 5}, "torn"),
     ],
-)  # fmt: skip
+)
 def test_each_bad_answer_has_its_code(tmp_path, changes, code):
     for transport in NAMES:
         folder = tmp_path / transport
