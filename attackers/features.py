@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,25 @@ _STEEPEST = 1e38  # largest reciprocal of a standard deviation, just below float
 _LARGEST = 6.0e4  # just below the largest half-precision number
 
 
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """How features are made and kept.
+
+    Attributes:
+        budget_bytes: At most so many bytes on disk; other cuts' files make room, oldest first.
+        batch: Images a forward pass.
+        device: Where the forward pass runs.
+        stats_images: Training images that the channel statistics are taken from.
+        on_progress: Called with what is being made and the share of it.
+    """
+
+    budget_bytes: int = 8 << 30
+    batch: int = 16
+    device: str = "cpu"
+    stats_images: int = 64
+    on_progress: Callable[[str, float], None] = lambda what, share: None
+
+
 class FeatureStore:
     """Normalised feature maps, on disk, made when first asked for.
 
@@ -45,10 +65,7 @@ class FeatureStore:
         preprocessing: The model's normalisation.
         images: The images, at the model's input size.
         weights_hash: Part of the key.
-        budget_bytes: At most so many bytes on disk; other cuts' files make room, oldest first.
-        batch: Images a forward pass.
-        device: Where the forward pass runs.
-        stats_images: Training images that the channel statistics are taken from.
+        making: How features are made and kept.
     """
 
     def __init__(
@@ -58,21 +75,16 @@ class FeatureStore:
         preprocessing: Preprocessing,
         images: ImageSet,
         weights_hash: str,
-        *,
-        budget_bytes: int = 8 << 30,
-        batch: int = 16,
-        device: str = "cpu",
-        stats_images: int = 64,
+        making: Making | None = None,
     ) -> None:
+        making = making or Making()
         self.folder = folder
         self.graph = graph
         self.preprocessing = preprocessing
         self.images = images
-        self.budget_bytes = budget_bytes
-        self.batch = graph.fixed_batch or batch
-        self.device = device
-        self.stats_images = min(stats_images, images.split.train)
-        self.on_progress: Callable[[str, float], None] | None = None
+        self.making = making
+        self.batch = graph.fixed_batch or making.batch
+        self.stats_images = min(making.stats_images, images.split.train)
         self.passes = 0
         self._alone = False
         self._places: dict[int, list[Place]] = {}
@@ -87,7 +99,7 @@ class FeatureStore:
                 self.stats_images,
             ]
         )
-        self.shelf = Shelf(folder, self.key, budget_bytes)
+        self.shelf = Shelf(folder, self.key, making.budget_bytes)
         self._refused: dict[int, str] = {}  # why a cut has no features
         self._one_at_a_time = False
 
@@ -124,8 +136,7 @@ class FeatureStore:
             raise AttackError(self._refused[cut.node])
 
     def _waiting(self) -> None:
-        if self.on_progress is not None:
-            self.on_progress("features: waiting for another run that makes them", 0.0)
+        self.making.on_progress("features: waiting for another run that makes them", 0.0)
 
     def maps_of(self, cut: Cut, images: np.ndarray) -> np.ndarray:
         """Maps of other images (uint8, at the model's input size), as `rows` would hold them."""
@@ -157,7 +168,7 @@ class FeatureStore:
 
     def head(self, cut: Cut) -> Callable[[torch.Tensor], torch.Tensor]:
         """The public head as white-box attackers use it: images in [0, 1] to normalised maps."""
-        module = capture(self.graph, [cut]).to(self.device)
+        module = capture(self.graph, [cut]).to(self.making.device)
         mean, scale = self._scaling(cut)
 
         def run(unit: torch.Tensor) -> torch.Tensor:
@@ -216,8 +227,8 @@ class FeatureStore:
             self._measure_places(missing)
 
     def _measure_places(self, cuts: Sequence[Cut]) -> None:
-        module = capture(self.graph, cuts).to(self.device)
-        images = to_float(self.images.images[:_LOOKED_AT]).to(self.device)
+        module = capture(self.graph, cuts).to(self.making.device)
+        images = to_float(self.images.images[:_LOOKED_AT]).to(self.making.device)
 
         def run(unit: torch.Tensor) -> list[list[torch.Tensor]]:
             return [list(group) for group in module(self.preprocessing.normalise(unit))]
@@ -289,8 +300,8 @@ class FeatureStore:
         if over > 0:
             notice(
                 f"features of {first.name!r} take the cache {over / 2**20:.0f} MiB over its "
-                f"{self.budget_bytes / 2**20:.0f} MiB: the rest is in use; --feature-cache gives "
-                "it more"
+                f"{self.making.budget_bytes / 2**20:.0f} MiB: the rest is in use; --feature-cache "
+                "gives it more"
             )
         try:
             self._make_together(chosen, parts)
@@ -313,15 +324,14 @@ class FeatureStore:
         self, cuts: Sequence[Cut], images: np.ndarray, what: str
     ) -> Iterator[tuple[int, list[torch.Tensor]]]:
         """Maps of all cuts, a batch at a time."""
-        module = capture(self.graph, cuts).to(self.device)
+        module = capture(self.graph, cuts).to(self.making.device)
         self._place(cuts)
         self.passes += 1
         with torch.inference_mode():
             for start in range(0, len(images), self.batch):
-                unit = to_float(images[start : start + self.batch]).to(self.device)
+                unit = to_float(images[start : start + self.batch]).to(self.making.device)
                 yield len(unit), self._maps(cuts, module, unit)
-                if self.on_progress is not None:
-                    self.on_progress(what, min(1.0, (start + len(unit)) / len(images)))
+                self.making.on_progress(what, min(1.0, (start + len(unit)) / len(images)))
 
     def _stats(self, cuts: Sequence[Cut]) -> dict[int, Stats]:
         """Per channel mean and reciprocal standard deviation over training images, (1, C, 1, 1).
@@ -402,7 +412,7 @@ class FeatureStore:
         )
 
     def _on_device(self, stats: Stats) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, scale = (torch.from_numpy(a).to(self.device) for a in stats)
+        mean, scale = (torch.from_numpy(a).to(self.making.device) for a in stats)
         return mean, scale
 
     def _store(self, cuts: Sequence[Cut], parts: Sequence[str], stats: dict[int, Stats]) -> None:

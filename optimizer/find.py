@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .. import arguments
 from .. import config as c
-from ..attackers.features import FeatureStore
+from ..attackers.features import FeatureStore, Making
 from ..attackers.sketch import Sketch
 from ..cache import cache_dir
 from ..datasets import load_images
@@ -223,9 +223,12 @@ def find(
     device = "cuda" if accelerator == "cuda" else "cpu"
     store = FeatureStore(
         cache_dir("features"), graph, model.preprocessing, images, model.weights_hash,
-        budget_bytes=int(feature_cache_gib * 2**30), device=device,
+        Making(
+            budget_bytes=int(feature_cache_gib * 2**30),
+            device=device,
+            on_progress=watcher.progress,
+        ),
     )  # fmt: skip
-    store.on_progress = watcher.progress
 
     watcher.stage(f"attacking {len(listed)} cuts with {', '.join(panel)}", len(listed) * len(panel))
     evidence = evidence_of(chosen_budget, panel, images.split.total, side)

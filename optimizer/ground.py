@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import arguments
 from ..attackers.base import Attacker
-from ..attackers.features import FeatureStore
+from ..attackers.features import FeatureStore, Making
 from ..cache import cache_dir
 from ..datasets import ImageSet, at_resolution, load_images
 from ..graph import Cut
@@ -96,7 +96,7 @@ def lay(
     side = resolution_of(resolution, chosen, loaded)
     store = FeatureStore(
         cache_dir("features"), graph, loaded.preprocessing, images, loaded.weights_hash,
-        device=device,
+        Making(device=device, on_progress=watcher.progress),
     )  # fmt: skip
     return Ground(
         chosen, panel, loaded, targets, images, side, floor_of(images, side, seed), store,

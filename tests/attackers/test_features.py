@@ -9,7 +9,7 @@ from torch import nn
 
 from partopt.attackers import kept
 from partopt.attackers.base import Context
-from partopt.attackers.features import MIRRORED, FeatureStore
+from partopt.attackers.features import MIRRORED, FeatureStore, Making
 from partopt.attackers.linear import Linear
 from partopt.attackers.pairs import Pairs
 from partopt.attackers.scoring import ssim_of
@@ -38,7 +38,9 @@ class Scaled(nn.Module):
 def store_of(model: nn.Module, leaves, folder, **kwargs) -> FeatureStore:
     graph = trace(model.eval(), torch.zeros(1, 3, 48, 48))
     images = ImageSet(leaves, Split(100, 30, 30), "test", "digest")
-    return FeatureStore(folder, graph, P, images, f"weights {kwargs.pop('key', 0)}", **kwargs)
+    return FeatureStore(
+        folder, graph, P, images, f"weights {kwargs.pop('key', 0)}", Making(**kwargs)
+    )
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e9])

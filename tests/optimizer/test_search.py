@@ -571,7 +571,7 @@ TOGETHER = """
     from pathlib import Path
     import torch
     from torch import nn
-    from partopt.attackers.features import FeatureStore
+    from partopt.attackers.features import FeatureStore, Making
     from partopt.attackers.panel import make
     from partopt.datasets import Split, load_images
     from partopt.models import LoadedModel
@@ -596,7 +596,7 @@ TOGETHER = """
     settings = {"linear": {"max_cells": 4000},
         "decoder": {"epochs": 2, "width": 8, "narrowest": 8, "blocks": 1, "patience": 0}}
     store = FeatureStore(Path(gate) / "f", graph, loaded.preprocessing, images, "w",
-        budget_bytes=int(most))
+        Making(budget_bytes=int(most)))
     floor = floor_of(images, 32, 0)
     same = CutLatency(*[Figure(1.0, 0.0, "measured", "native")] * 4)
     (Path(gate) / f"ready{number}").touch()
