@@ -209,6 +209,8 @@ def attempt_twice(
         safer = attacker.safer()
         if safer is None:
             return first, [f"failed: {first}"]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         try:
             return attempt(bench, cut, safer, wish), [f"failed: {first}"]
         except Failed as second:

@@ -154,7 +154,8 @@ def test_other_settings_do_not_reuse(arena, tmp_path):
 
 def test_results_of_another_version_are_not_reused(arena, tmp_path, monkeypatch):
     path = str(tmp_path / "s.journal")
-    monkeypatch.setattr(search_module, "ATTACK_VERSION", 0)
+    for module in (keys_module, search_module):
+        monkeypatch.setattr(module, "ATTACK_VERSION", 0)
     ran = arena(open_storage(path)[0]).run().run
     monkeypatch.undo()
     outcome = arena(open_storage(path)[0]).run()
