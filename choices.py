@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
 from .errors import UsageError, nearest
@@ -28,7 +29,7 @@ def one_of(name: str, value: str | None, allowed: Any) -> None:
         raise UsageError(f"`{name}` got {value!r}; use {listed}")
 
 
-def known_names(whose: str, given: dict[str, Any], known: Any) -> dict[str, Any]:
+def known_names(whose: str, given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Hold the names of keyword arguments against those that there are; drop what is None.
 
     Args:

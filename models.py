@@ -189,9 +189,9 @@ def _load_torchvision(request: ModelRequest, name: str) -> LoadedModel:
     spec = request.spec
     known = tv.list_models(module=tv)
     if name not in known:
+        close = nearest(name, known, least=0)
         raise UsageError(
-            f"`model` got {spec!r}, which torchvision does not have{nearest(name, known, least=0)}; "
-            f"{_instead(name)}"
+            f"`model` got {spec!r}, which torchvision does not have{close}; {_instead(name)}"
         )
     default = tv.get_model_weights(name).DEFAULT
 

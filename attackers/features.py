@@ -49,6 +49,7 @@ class FeatureStore:
         batch: Images a forward pass.
         device: Where the forward pass runs.
         stats_images: Training images that the channel statistics are taken from.
+        on_progress: Called with what is being done and the share of it that is.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class FeatureStore:
         batch: int = 16,
         device: str = "cpu",
         stats_images: int = 64,
+        on_progress: Callable[[str, float], None] | None = None,
     ) -> None:
         self.folder = folder
         self.graph = graph
@@ -72,7 +74,7 @@ class FeatureStore:
         self.batch = graph.fixed_batch or batch
         self.device = device
         self.stats_images = min(stats_images, images.split.train)
-        self.on_progress: Callable[[str, float], None] | None = None
+        self.on_progress = on_progress
         self.passes = 0
         self._alone = False
         self._places: dict[int, list[Place]] = {}

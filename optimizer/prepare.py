@@ -1,103 +1,158 @@
-"""What attacks on single cuts stand on: model, cuts, panel, images, their floor, the features."""
+"""The first half of every run: model, cuts, panel, images, their floor, and the features."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 
-from .. import arguments
 from ..attackers.base import Attacker
 from ..attackers.features import FeatureStore
 from ..cache import cache_dir
 from ..datasets import ImageSet, at_resolution, load_images
-from ..graph import Cut
-from ..models import LoadedModel, load_model
+from ..errors import DataError, UsageError
+from ..graph import Cut, LayerGraph
+from ..models import LoadedModel, load
 from ..profilers.backends import pick_accelerator
 from ..profilers.memory import keep_memory
-from ..traceargs import Tracing
-from .budgets import Budget, pick
-from .find import Watcher, resolution_of
+from .budgets import Budget, Evidence, budget_of, evidence_of
 from .floor import floor_of
+from .protocols import Protocol, protocol_of
+from .requests import FindRequest
+from .watcher import Watcher
 
 
-@dataclass(frozen=True)
-class Ground:
-    """All of it.
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What attacks stand on.
 
     Attributes:
+        request: As it was asked for.
+        protocol: What the run goes by.
         budget: How much attack is paid for.
         panel: The attackers by name, cheap ones first.
-        cuts: In execution order.
+        model: The loaded model.
+        graph: Its layer graph.
+        cuts: Those asked for, in execution order.
+        images: At the model's input size.
         side: At which images are rebuilt and scored, in pixels.
-        floor: SSIM of the blind attacker per test image.
-        pictures: All images at that side, uint8.
+        floor: SSIM of the blind attacker per test image, shape (test images,).
+        store: The feature maps of all cuts.
         device: Where attackers train.
     """
 
+    request: FindRequest
+    protocol: Protocol
     budget: Budget
     panel: dict[str, Attacker]
-    loaded: LoadedModel
+    model: LoadedModel
+    graph: LayerGraph
     cuts: list[Cut]
     images: ImageSet
     side: int
     floor: np.ndarray
     store: FeatureStore
-    pictures: np.ndarray
     device: str
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """All images at `side`, uint8 (N, 3, side, side)."""
+        return at_resolution(self.images.images, self.side)
+
+    @property
+    def evidence(self) -> Evidence:
+        """What results are worth at most."""
+        return evidence_of(self.budget, self.panel, self.images.split.total, self.side)
 
     @property
     def warnings(self) -> list[str]:
         """What the user must know of model and images."""
-        return [*self.loaded.warnings, *self.images.warnings]
+        return [*self.model.warnings, *self.images.warnings]
 
 
-def lay(
-    model: str,
-    cuts: str | Sequence[str],
-    watcher: Watcher,
-    *,
-    attackers: Sequence[str] | None = None,
-    max_cuts: int = 24,
-    weights: str = "DEFAULT",
-    data: str | Path | None = None,
-    budget: str | Budget | None = None,
-    resolution: int | None = None,
-    accelerator: str = "auto",
-    seed: int = 0,
-    strict: bool = False,
-    trust_model: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: int | None = None,
-    tracing: Tracing | None = None,
-) -> Ground:
-    """Load, trace, read and measure the floor; arguments as in `find`."""
-    arguments.seed(seed)
-    arguments.whole("max_cuts", max_cuts, 1)
+def prepare(request: FindRequest, watcher: Watcher) -> Prepared:
+    """Load, trace, list the cuts, read the images and measure their floor.
+
+    Raises:
+        UsageError: A wrong argument, or cuts of which the model has none.
+        DataError: Too few images, or others than those expected.
+        PartoptError: What else stops it, by kind.
+    """
     keep_memory()
-    device = pick_accelerator(accelerator)
-    chosen = pick(budget, device)
-    panel = chosen.panel(list(attackers) if attackers else None)
+    which, effort = request.which_cuts, request.effort
+    protocol = protocol_of(
+        request.protocol,
+        ssim=request.ssim,
+        scale=request.scale,
+        cuts=which.cuts,
+        attackers=effort.attackers,
+    )
+    device = pick_accelerator(request.timing.accelerator)
+    budget = budget_of(effort.budget, device, protocol.budgets)
+    panel = budget.panel(protocol.attackers)
     watcher.stage("loading and tracing the model")
-    loaded = load_model(
-        model, weights=weights, strict=strict, trust_model=trust_model, mean=mean, std=std,
-        input_size=input_size, seed=seed, tracing=tracing,
-    )  # fmt: skip
-    graph = loaded.trace()
-    targets = graph.cuts(cuts, max_cuts=max_cuts)
+    model = request.model if isinstance(request.model, LoadedModel) else load(request.model)
+    graph = model.trace()
+    cuts = graph.cuts(protocol.cuts, max_cuts=which.max_cuts, depth=which.depth)
+    if not cuts:
+        raise UsageError(
+            f"`cuts` got {protocol.cuts!r}, which gives no cut of {model.spec}; use 'all'"
+        )
+    images = _images(request, model, budget, watcher)
+    side = resolution_of(effort.resolution, budget, model)
+    return Prepared(
+        request=request,
+        protocol=protocol,
+        budget=budget,
+        panel=panel,
+        model=model,
+        graph=graph,
+        cuts=cuts,
+        images=images,
+        side=side,
+        floor=floor_of(images, side, request.seed),
+        store=FeatureStore(
+            cache_dir("features"),
+            graph,
+            model.preprocessing,
+            images,
+            model.weights_hash,
+            budget_bytes=int(request.feature_cache_gib * 2**30),
+            device=device,
+            on_progress=watcher.progress,
+        ),
+        device=device,
+    )
+
+
+def _images(request: FindRequest, model: LoadedModel, budget: Budget, watcher: Watcher) -> ImageSet:
+    """The images asked for, held against those that are expected."""
+    data, expected = request.images.data, request.images.expected_data
     watcher.stage("reading the images" if data else "generating images")
     images = load_images(
-        data, loaded.preprocessing, chosen.split, seed=seed, minimum=chosen.minimum_images
+        data,
+        model.preprocessing,
+        budget.split,
+        seed=request.seed,
+        minimum=budget.minimum_images,
     )
-    side = resolution_of(resolution, chosen, loaded)
-    store = FeatureStore(
-        cache_dir("features"), graph, loaded.preprocessing, images, loaded.weights_hash,
-        device=device,
-    )  # fmt: skip
-    return Ground(
-        chosen, panel, loaded, targets, images, side, floor_of(images, side, seed), store,
-        at_resolution(images.images, side), device,
-    )  # fmt: skip
+    if expected is not None and images.digest != expected:
+        raise DataError(
+            f"`data` got {str(data)!r}, whose images are not those of the evidence (hash "
+            f"{images.digest[:12]} instead of {expected[:12]}); give the same folder, or accept "
+            "it with --new-data"
+        )
+    return images
+
+
+def resolution_of(asked: int | None, budget: Budget, model: LoadedModel) -> int:
+    """The side in pixels that images are rebuilt and scored at.
+
+    Raises:
+        UsageError: `asked` is below 16 or above the model's input size.
+    """
+    own = model.preprocessing.input_size
+    if asked is not None and not 16 <= asked <= own:
+        raise UsageError(f"`resolution` got {asked}; use 16 to the model's input size, {own}")
+    return asked or min(own, budget.resolution or own)

@@ -33,7 +33,7 @@ from ..errors import ConfigError, PartoptError, StorageError
 from ..graph import Cut
 from ..hashing import derive_seed, hash_json
 from ..notices import notice
-from ..profilers.base import CutLatency, Figure
+from ..profilers.base import CutLatency, Duration
 from ..sources import attack_source, file_digest
 from .choose import Candidates, choose
 from .pairs import arm, pairs_of
@@ -119,7 +119,7 @@ class Search:
         exhaustive: bool = False,
         first: tuple[str, str] | None = None,
         attack: bool = True,
-        whole: Figure | None = None,
+        whole: Duration | None = None,
         on_progress: Callable[[str, float], None] | None = None,
         on_done: Callable[[Cut, Attack, bool], None] | None = None,
     ) -> None:

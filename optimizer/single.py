@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from ..datasets import at_resolution, pictures_in
 from ..errors import PartoptError, StorageError
 from ..graph import Cut
 from ..hashing import derive_seed
+from ..models import LoadedModel
 from .budgets import Budget
-from .find import Silent, Watcher
-from .ground import Ground, lay
 from .pairs import arm, pairs_of
+from .prepare import Prepared, prepare
+from .requests import AttackOptions, FindRequest
+from .watcher import Silent, Watcher
 
 SHOWN = 8
 
@@ -76,22 +78,27 @@ class CutAttack:
         sheet(rows).save(path, format="PNG")
 
 
-def attack_cut(model: str, cut: str, **arguments: Any) -> CutAttack:
+def attack_cut(
+    model: str | LoadedModel,
+    cut: str,
+    *,
+    show: str | Path | None = None,
+    watcher: Watcher | None = None,
+    **options: Unpack[AttackOptions],
+) -> CutAttack:
     """Run attackers on one cut; arguments as in `attack_cuts`."""
-    return next(attack_cuts(model, [cut], **arguments))
+    return next(attack_cuts(model, [cut], show=show, watcher=watcher, **options))
 
 
 def attack_cuts(
-    model: str,
+    model: str | LoadedModel,
     cuts: str | Sequence[str],
     *,
-    scale: str = "corrected",
-    seed: int = 0,
     show: str | Path | None = None,
     watcher: Watcher | None = None,
-    **arguments: Any,
+    **options: Unpack[AttackOptions],
 ) -> Iterator[CutAttack]:
-    """Run attackers on cuts, one after the other; arguments besides these as in `lay`.
+    """Run attackers on cuts, one after the other; options as in `find`, see `AttackOptions`.
 
     Pictures are of the first test images, or of those in the folder `show`, which are rebuilt like
     them and count for no figure.
@@ -101,9 +108,12 @@ def attack_cuts(
     more with safer settings; if that fails too its result has no score, and says why.
     """
     watcher = watcher or Silent()
-    ground = lay(model, cuts, watcher, seed=seed, **arguments)
+    request = FindRequest.of(model, options, "attack_cuts", AttackOptions)
+    request = replace(request, which_cuts=replace(request.which_cuts, cuts=cuts))
+    ground, seed = prepare(request, watcher), request.seed
+    scale = request.scale or "corrected"
     images, lpips = ground.images, lpips_measure()
-    shown = pictures_in(show, ground.loaded.preprocessing, SHOWN) if show is not None else None
+    shown = pictures_in(show, ground.model.preprocessing, SHOWN) if show is not None else None
     originals = ground.pictures[slice(*images.bounds("test"))][:SHOWN]
     if shown is not None:
         originals = at_resolution(shown, ground.side)
@@ -121,7 +131,7 @@ def attack_cuts(
             found = results[-1].score
             watcher.attacked(target.name, name, found.value if found else None, False)
         yield CutAttack(
-            ground.loaded.spec, ground.loaded.weights, target.name, images.source, ground.side,
+            ground.model.spec, ground.model.weights, target.name, images.source, ground.side,
             {p: len(images.part(p)) for p in ("train", "validation", "test")},
             float(ground.floor.mean()), results, originals,
             [*ground.warnings, *_budget_warnings(ground.budget)],
@@ -138,7 +148,7 @@ def _budget_warnings(budget: Budget) -> list[str]:
 class _Bench:
     """What every attacker is measured with."""
 
-    ground: Ground
+    ground: Prepared
     cut: Cut
     later: tuple[Cut, ...]
     scale: str

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
@@ -15,9 +15,12 @@ from ..attackers.base import Attacker, Context
 from ..attackers.scoring import Score, score, ssim_of
 from ..errors import UsageError
 from ..hashing import derive_seed
-from .find import Silent, Watcher
-from .ground import Ground, lay
+from ..models import LoadedModel
 from .pairs import arm, pairs_of
+from .prepare import Prepared, prepare
+from .protocols import PUBLISHED_THRESHOLD
+from .requests import AttackOptions, FindRequest
+from .watcher import Silent, Watcher
 
 RISE = 0.01  # growth of the score over the last step that counts as still rising
 FEWEST = 16
@@ -71,27 +74,31 @@ class Strength:
         return found
 
 
+class StrengthOptions(AttackOptions, total=False):
+    """What `strength` takes as keyword arguments besides its own; None is the default."""
+
+    ssim: float | None
+
+
 def strength(
-    model: str,
+    model: str | LoadedModel,
     cut: str,
     *,
     images: Sequence[int] | None = None,
     epochs: Sequence[int] | None = None,
-    ssim: float = 0.2,
-    seed: int = 0,
     watcher: Watcher | None = None,
-    **arguments: Any,
+    **options: Unpack[StrengthOptions],
 ) -> Strength:
     """Attack one cut with growing numbers of training images and of epochs.
 
-    Test images and validation images stay the same. Arguments besides these as in `lay`.
+    Test images and validation images stay the same.
 
     Args:
         model, cut: Which one.
         images: Numbers of training images; None is 100 and its doublings up to all there are.
         epochs: For attackers that train in epochs; None is a third of the budget's, and all.
-        ssim: The threshold that a rise is held against.
-        seed, watcher: As for `find`.
+        watcher: Is told of progress.
+        options: As for `find`; ``ssim`` is the threshold that a rise is held against.
 
     Raises:
         UsageError: A number that is too small or more than there are.
@@ -99,7 +106,10 @@ def strength(
     watcher = watcher or Silent()
     if epochs is not None and min(epochs, default=0) < 1:
         raise UsageError(f"`epochs` got {list(epochs)}; use 1 or more")
-    ground = lay(model, [cut], watcher, seed=seed, **arguments)
+    request = FindRequest.of(model, options, "strength", StrengthOptions)
+    request = replace(request, which_cuts=replace(request.which_cuts, cuts=[cut]))
+    seed, ssim = request.seed, PUBLISHED_THRESHOLD if request.ssim is None else request.ssim
+    ground = prepare(request, watcher)
     sizes = _sizes(images, ground.images.split.train)
     target = ground.cuts[0]
     cells = []
@@ -119,12 +129,12 @@ def strength(
                 cells.append(Cell(name, size, long, result, time.monotonic() - start))
                 watcher.attacked(target.name, what, result.value, result.low >= ssim)
     return Strength(
-        ground.loaded.spec, ground.loaded.weights, target.name, ground.images.source, ground.side,
+        ground.model.spec, ground.model.weights, target.name, ground.images.source, ground.side,
         float(ground.floor.mean()), ssim, cells, ground.warnings,
     )  # fmt: skip
 
 
-def _attack(ground: Ground, attacker: Attacker, size: int, context: Context) -> np.ndarray:
+def _attack(ground: Prepared, attacker: Attacker, size: int, context: Context) -> np.ndarray:
     """SSIM per test image after training on the first `size` images."""
     pairs = pairs_of(ground.store, ground.cuts[0], attacker, ground.pictures, most=size)
     arm(context, ground.store, ground.cuts[0], attacker)

@@ -27,7 +27,7 @@ from partopt.optimizer.floor import floor_of
 from partopt.optimizer.rule import judge
 from partopt.optimizer.search import Search
 from partopt.optimizer.storage import CLAIM, fail_orphans, finished, open_storage, owner
-from partopt.profilers.base import CutLatency, Figure
+from partopt.profilers.base import CutLatency, Duration
 
 SETTINGS = {
     "linear": {"max_cells": 8000},
@@ -56,7 +56,7 @@ def arena(tiny_loaded, tmp_path):
     cuts = graph.cuts("all")
     images = load_images(None, tiny_loaded.preprocessing, Split(64, 16, 24))
     store = FeatureStore(tmp_path / "f", graph, tiny_loaded.preprocessing, images, "w")
-    same = Figure(1.0, 0.0, "measured", "native")  # all ties, as on a host without enclave and GPU
+    same = Duration(1.0, 0.0, "measured", "native")  # all ties, as on a host without enclave and GPU
     latencies = [CutLatency(same, same, same, same)] * len(cuts)
     floor = floor_of(images, 32, 0)
 
@@ -564,7 +564,7 @@ TOGETHER = """
     from partopt.optimizer.search import Search
     from partopt.optimizer.storage import open_storage
     from partopt.preprocessing import Preprocessing
-    from partopt.profilers.base import CutLatency, Figure
+    from partopt.profilers.base import CutLatency, Duration
 
     number, attackers, most, gate, journal = sys.argv[1:]
     torch.manual_seed(1)
@@ -581,7 +581,7 @@ TOGETHER = """
     store = FeatureStore(Path(gate) / "f", graph, loaded.preprocessing, images, "w",
         budget_bytes=int(most))
     floor = floor_of(images, 32, 0)
-    same = CutLatency(*[Figure(1.0, 0.0, "measured", "native")] * 4)
+    same = CutLatency(*[Duration(1.0, 0.0, "measured", "native")] * 4)
     (Path(gate) / f"ready{number}").touch()
     while not (Path(gate) / "go").exists():
         time.sleep(0.01)

@@ -9,7 +9,7 @@ from partopt.enclave_runner.programs import Program
 from partopt.errors import BackendError, ExportError, UsageError
 from partopt.graph import trace
 from partopt.profilers.backends import pick_accelerator, pick_enclave
-from partopt.profilers.base import CutLatency, Figure, Profile
+from partopt.profilers.base import CutLatency, Duration, Profile
 from partopt.profilers.handoff import Handoff, handoff
 from partopt.profilers.profile import modelled, profile, verify
 from partopt.profilers.sgx_model import SgxModel
@@ -114,7 +114,7 @@ def test_the_sgx_model_is_labelled_everywhere(graph):
 def test_activations_of_the_whole_batch_page(graph, batch):
     """Parameters are there once, activations for every image."""
     cuts = graph.cuts()
-    figure = Figure(3.0, 0.0, "measured", "native")
+    figure = Duration(3.0, 0.0, "measured", "native")
     latency = CutLatency(figure, figure, figure, figure)
     measured = Profile([latency] * len(cuts), figure, figure, 1, batch, 1)
     model = SgxModel(slowdown=1.0, transition_us=0, epc_mib=0, paging_ms_per_mib=2**20)
