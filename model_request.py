@@ -18,8 +18,8 @@ class ModelOptions(TypedDict, total=False):
     """Fields of a `ModelRequest` besides the spec, as keyword arguments; None is the default."""
 
     weights: str | None
-    require_weights: bool
-    trust_model: bool
+    require_weights: bool | None
+    trust_model: bool | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
     input_size: int | None

@@ -21,9 +21,10 @@ from partopt.attackers.inversion import LEVELS, SIZES, Objective
 from partopt.attackers.scoring import ssim_of
 from partopt.datasets import Split
 from partopt.optimizer.budgets import Budget
-from partopt.optimizer.find import Silent
-from partopt.optimizer.ground import lay
 from partopt.optimizer.pairs import arm, pairs_of
+from partopt.optimizer.prepare import prepare
+from partopt.optimizer.requests import FindRequest
+from partopt.optimizer.watcher import Silent
 
 
 def main() -> int:
@@ -40,10 +41,8 @@ def main() -> int:
         "quick", "screening", Split(*args.images), args.resolution, 20,
         {"hybrid": hybrid.settings(), "rmle": rmle.settings()},
     )  # fmt: skip
-    ground = lay(
-        args.model, args.cuts, Silent(), weights=args.weights, mean=args.mean, std=args.std,
-        data=args.data, budget=small,
-    )  # fmt: skip
+    options = {name: getattr(args, name) for name in ("cuts", "weights", "mean", "std", "data")}
+    ground = prepare(FindRequest.of(args.model, {**options, "budget": small}), Silent())
     print(f"floor {ground.floor.mean():.3f}, start: the picture as it is before the descent\n")
     print("| cut | attacker | size | total variation | start | "
           + " | ".join(f"levels {', '.join(map(str, levels))}" for levels in LEVELS)

@@ -12,7 +12,7 @@ from partopt.config import SplitConfig
 from partopt.datasets import Split
 from partopt.errors import ConfigError, UsageError
 from partopt.optimizer import check as check_module
-from partopt.optimizer import find as find_module
+from partopt.optimizer import prepare as prepare_module
 from partopt.optimizer.budgets import BUDGETS, Budget
 from partopt.optimizer.check import CheckResult, check_all, worst
 from partopt.optimizer.find import find
@@ -43,7 +43,7 @@ class Renamed(Net):
 """
 POLICY = Policy(input_size=32, cuts="all")
 check = partial(check_module.check, policy=POLICY)
-load_images = cache(find_module.load_images)  # images are generated once
+load_images = cache(prepare_module.load_images)  # images are generated once
 SMALL = Budget(
     "quick", "screening", Split(64, 16, 24), 32, 20,
     {"linear": {"max_cells": 8000}, "decoder": {"epochs": 1, "width": 16, "narrowest": 8}},
@@ -84,7 +84,7 @@ def here(made, tmp_path, monkeypatch):
     shutil.copytree(cache, os.environ["PARTOPT_CACHE"], dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(BUDGETS, "quick", SMALL)
-    monkeypatch.setattr(find_module, "load_images", load_images)
+    monkeypatch.setattr(prepare_module, "load_images", load_images)
     return tmp_path / "net.split.json"
 
 
@@ -283,9 +283,10 @@ def test_latency_of_a_backend_that_is_not_here_is_skipped_and_said(here, monkeyp
 def test_every_term_of_the_settings_reaches_the_check(here, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        check_module, "check",
-        lambda path, policy, **given: seen.append(policy) or CheckResult(path.name, "m", "c"),
-    )  # fmt: skip
+        check_module,
+        "check_one",
+        lambda path, request, _: seen.append(request.policy) or CheckResult(path.name, "m", "c"),
+    )
     said = {
         "protocol": "strict", "ssim": 0.1, "budget": "full", "resolution": 64, "scale": "raw",
         "attackers": ["linear"], "cuts": ["a", "b"], "max_cuts": 5, "depth": 2, "tune": 3,

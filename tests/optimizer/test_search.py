@@ -56,7 +56,8 @@ def arena(tiny_loaded, tmp_path):
     cuts = graph.cuts("all")
     images = load_images(None, tiny_loaded.preprocessing, Split(64, 16, 24))
     store = FeatureStore(tmp_path / "f", graph, tiny_loaded.preprocessing, images, "w")
-    same = Duration(1.0, 0.0, "measured", "native")  # all ties, as on a host without enclave and GPU
+    # All ties, as on a host without enclave and GPU.
+    same = Duration(1.0, 0.0, "measured", "native")
     latencies = [CutLatency(same, same, same, same)] * len(cuts)
     floor = floor_of(images, 32, 0)
 
