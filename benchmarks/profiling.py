@@ -49,7 +49,7 @@ def main() -> int:
                     marked.append(time.perf_counter() - middle)
         p = profile(graph, cuts, Conditions(threads=args.threads))
         errors = [
-            abs(verify(graph, c, latency, verified).error)
+            abs(verify(graph, c, latency, Conditions(threads=args.threads, repetitions=15)).error)
             for c, latency in zip(cuts, p.cuts, strict=True)
         ]
         print(

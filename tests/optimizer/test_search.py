@@ -21,7 +21,7 @@ from partopt.attackers.panel import make
 from partopt.datasets import Split, load_images
 from partopt.errors import AttackError, ConfigError, StorageError, UsageError
 from partopt.optimizer import search as search_module
-from partopt.optimizer.budgets import BUDGETS, evidence_of, pick
+from partopt.optimizer.budgets import BUDGETS, budget_of, evidence_of
 from partopt.optimizer.find import find
 from partopt.optimizer.floor import floor_of
 from partopt.optimizer.rule import judge
@@ -755,7 +755,7 @@ def test_panels_that_certify_are_white_box_and_share_one_decoder():
 
 
 def test_budgets_are_labelled():
-    assert [pick(n).evidence for n in ("quick", "standard", "full")] == [
+    assert [budget_of(n).evidence for n in ("quick", "standard", "full")] == [
         "screening", "standard", "full",
     ]  # fmt: skip
 
