@@ -14,11 +14,12 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from . import commands, research
+from . import commands, study_commands
+from .choices import ChartName, KindOfCuts, ReportFormat
 from .console import (
     AsJson,
     Debug,
@@ -36,18 +37,28 @@ from .options import (
     Budget,
     ConcreteArgs,
     Data,
+    Enclave,
     InputSize,
     LeafModules,
+    MaxCuts,
+    OldStrict,
     OneCut,
+    Protocol,
+    RequireWeights,
     Resolution,
+    Scale,
     Seed,
-    Strict,
+    SgxModelText,
+    Storage,
     Three,
+    TrustModel,
     Weights,
 )
 
 if TYPE_CHECKING:
+    from .optimizer.check_request import CheckOptions
     from .optimizer.find import SplitResult
+    from .optimizer.requests import AttackOptions, FindOptions
 
 
 app = typer.Typer(
@@ -58,7 +69,7 @@ app = typer.Typer(
     help="Find where to part a neural network between an enclave and an untrusted accelerator.",
 )
 app.add_typer(commands.app)
-app.add_typer(research.app)
+app.add_typer(study_commands.app)
 # GNU OpenMP's threads spin for milliseconds at every barrier, which on a busy machine multiplies
 # training times; short spins cost a few per cent on a quiet one. Read when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -79,7 +90,7 @@ Settings = Annotated[
 
 def _kind_of_cuts(text: str) -> str | list[str]:
     names = [part.strip() for part in text.split(",") if part.strip()]
-    return names[0] if len(names) == 1 and names[0] in ("clean", "all", "stage", "paper") else names
+    return names[0] if len(names) == 1 and names[0] in get_args(KindOfCuts) else names
 
 
 @app.command()
@@ -88,60 +99,24 @@ def find(
     ssim: Annotated[
         float | None, typer.Option(help="Threshold: a score at or above it leaks [0.2]")
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="DEFAULT, none (random) or a file: state dict, safetensors; FILE#KEY names one "
-            "dictionary of several [DEFAULT]"
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of images, or ton-iot:FOLDER; none: generated images"),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            help="strict, or paper: c-GAN alone, raw SSIM, the published points and rule [strict]"
-        ),
-    ] = None,
+    weights: Weights = None,
+    data: Data = None,
+    protocol: Protocol = None,
     cuts: Annotated[
         str | None,
         typer.Option(help="clean, all, stage, paper or node names separated by commas [clean]"),
     ] = None,
-    max_cuts: Annotated[int | None, typer.Option(help="Most cuts for clean and all [24]")] = None,
+    max_cuts: MaxCuts = None,
     depth: Annotated[int | None, typer.Option(help="Module depth of a stage")] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="quick (screens only), standard or full; default: quick without a GPU"),
-    ] = None,
-    resolution: Annotated[
-        int | None, typer.Option(help="Side in pixels at which images are rebuilt and scored")
-    ] = None,
-    scale: Annotated[
-        str | None,
-        typer.Option(help="corrected (above the floor) or raw, as the published rule [corrected]"),
-    ] = None,
+    budget: Budget = None,
+    resolution: Resolution = None,
+    scale: Scale = None,
     attackers: Annotated[
         str | None, typer.Option(help="Names separated by commas; default: the budget's panel")
     ] = None,
-    enclave: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the head is timed: gramine-sgx, gramine-direct, native or auto, the "
-            "strongest there is [auto]"
-        ),
-    ] = None,
-    accelerator: Annotated[
-        str | None, typer.Option(help="Where the tail is timed: auto, cuda or cpu [auto]")
-    ] = None,
-    sgx_model: Annotated[
-        str | None,
-        typer.Option(
-            help="Scale native enclave times: 'default' or slowdown=1.5,transition_us=8,"
-            "transitions=10,epc_mib=128,paging_ms_per_mib=1; labelled modelled"
-        ),
-    ] = None,
+    enclave: Enclave = None,
+    accelerator: Accelerator = None,
+    sgx_model: SgxModelText = None,
     threads: Annotated[
         int | None, typer.Option(help="Compute threads on both sides of the profile [1]")
     ] = None,
@@ -151,46 +126,39 @@ def find(
         int | None,
         typer.Option(help="Settings tried for each attacker at the cut and the one before [0]"),
     ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="A .journal file or a database URL; default: the cache folder"),
-    ] = None,
+    storage: Storage = None,
     workers: Annotated[int, typer.Option(help="Attacks at a time")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random [0]")] = None,
+    seed: Seed = None,
     settings: Settings = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail when default weights cannot be had")
-    ] = False,
-    trust_model: Annotated[
-        bool, typer.Option("--trust-model", help="Allow a .pt2 file, whose loader may run code")
-    ] = False,
+    require_weights: RequireWeights = False,
+    trust_model: TrustModel = False,
     mean: Three = None,
     std: Three = None,
-    input_size: Annotated[
-        int | None, typer.Option(help="Side of the model's input, pixels")
-    ] = None,
+    input_size: InputSize = None,
     concrete_args: ConcreteArgs = None,
     leaf_modules: LeafModules = None,
     feature_cache: Annotated[float, typer.Option(help="Disk for feature maps, GiB")] = 8.0,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Split config to write; default: MODEL.split.json")
     ] = None,
+    strict: OldStrict = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Find the fastest cut that no attacker inverts, and write its split config.
+    """Find the fastest cut that no attacker inverts.
 
-    Exits with 0 where there is one, 3 where none is safe, 6 where not splitting is no slower.
+    Writes its split config. Exits with 0 where there is such a cut, 3 where none is safe, 6 where
+    not splitting is no slower.
     """
-    from .arguments import names
     from .models import short_name
-    from .optimizer.find import find as run
+    from .optimizer.find import find_cut
+    from .optimizer.requests import FindRequest
     from .outputs import writable
     from .settings import for_find
     from .traceargs import Tracing
 
     target = writable(out_file or Path(f"{short_name(model)}.split.json"), "out")
-    given = {
+    given: FindOptions = {
         "ssim": ssim,
         "weights": weights,
         "data": data,
@@ -198,35 +166,32 @@ def find(
         "cuts": None if cuts is None else _kind_of_cuts(cuts),
         "max_cuts": max_cuts,
         "depth": depth,
-        "tune": tune,
         "budget": budget,
         "resolution": resolution,
         "scale": scale,
-        "attackers": names("attackers", attackers),
+        "attackers": attackers,
         "enclave": enclave,
         "accelerator": accelerator,
+        "sgx_model": sgx_model,
         "threads": threads,
         "batch": batch,
+        "repetitions": repetitions,
+        "tune": tune,
+        "storage": storage,
+        "workers": workers,
         "seed": seed,
+        "require_weights": require_weights or None,
+        "trust_model": trust_model,
         "mean": numbers("mean", mean),
         "std": numbers("std", std),
         "input_size": input_size,
+        "tracing": Tracing.parse(concrete_args, leaf_modules),
+        "feature_cache_gib": feature_cache,
+        "command": shlex.join(["partopt", *sys.argv[1:]]),
     }
+    request = FindRequest.of(model, for_find(model, given, settings))
     with Shown() as shown:
-        result = run(
-            model,
-            **for_find(model, given, settings),
-            sgx_model=sgx_model,
-            repetitions=repetitions,
-            storage=storage,
-            workers=workers,
-            strict=strict,
-            trust_model=trust_model,
-            tracing=Tracing.parse(concrete_args, leaf_modules),
-            feature_cache_gib=feature_cache,
-            command=shlex.join(["partopt", *sys.argv[1:]]),
-            watcher=shown,
-        )
+        result = find_cut(request, shown)
     _report(result, target, as_json)
 
 
@@ -241,8 +206,10 @@ def _report(result: SplitResult, path: Path, as_json: bool) -> None:
     if not result.found:
         err.print(
             f"no safe cut: {path} holds the evidence and no cut (`cut` is null)",
-            style="bold red", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            style="bold red",
+            highlight=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(3)
     if not as_json:
         err.print(f"split config: {path}", highlight=False)
@@ -259,33 +226,32 @@ def cuts(
     ] = "clean",
     max_cuts: Annotated[int | None, typer.Option(help="Most cuts; default: all of them")] = None,
     depth: Annotated[int | None, typer.Option(help="Module depth of a stage")] = None,
-    input_size: Annotated[
-        int | None, typer.Option(help="Side of the model's input, pixels")
-    ] = None,
-    trust_model: Annotated[
-        bool, typer.Option("--trust-model", help="Allow a .pt2 file, whose loader may run code")
-    ] = False,
+    input_size: InputSize = None,
+    trust_model: TrustModel = False,
     concrete_args: ConcreteArgs = None,
     leaf_modules: LeafModules = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """List the cuts of a model and their figures, without attacks."""
+    """List the cuts of a model and what each costs, without attacks."""
     from dataclasses import asdict
 
     from .arguments import whole
-    from .models import load_model
+    from .model_request import ModelRequest
+    from .models import load
     from .reporting.table import render_graph
     from .traceargs import Tracing
 
     whole("max_cuts", max_cuts, 1)
     whole("depth", depth, 1)
-    loaded = load_model(
-        model,
-        weights="none",
-        trust_model=trust_model,
-        input_size=input_size,
-        tracing=Tracing.parse(concrete_args, leaf_modules),
+    loaded = load(
+        ModelRequest(
+            spec=model,
+            weights="none",
+            trust_model=trust_model,
+            input_size=input_size,
+            tracing=Tracing.parse(concrete_args, leaf_modules),
+        )
     )
     graph = loaded.trace()
     listed = graph.cuts(_kind_of_cuts(kind), max_cuts=max_cuts, depth=depth)
@@ -316,11 +282,11 @@ def attack(
         str | None,
         typer.Option(help="linear, newton, decoder, cgan, rmle, hybrid, ensemble or a plug-in's"),
     ] = None,
-    weights: Weights = "DEFAULT",
+    weights: Weights = None,
     data: Data = None,
     budget: Budget = None,
     resolution: Resolution = None,
-    accelerator: Accelerator = "auto",
+    accelerator: Accelerator = None,
     images_out: Annotated[
         Path | None, typer.Option(help="PNG: originals over reconstructions")
     ] = None,
@@ -330,19 +296,19 @@ def attack(
             "--show", help="Folder of pictures for --images-out, not scored [test images]"
         ),
     ] = None,
-    seed: Seed = 0,
-    strict: Strict = False,
-    trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
+    seed: Seed = None,
+    require_weights: RequireWeights = False,
+    trust_model: TrustModel = False,
     mean: Three = None,
     std: Three = None,
     input_size: InputSize = None,
     concrete_args: ConcreteArgs = None,
     leaf_modules: LeafModules = None,
+    strict: OldStrict = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Run attackers on one cut: scores beside the floor, and pictures."""
-    from .arguments import names
+    """Run attackers on one cut: scores beside the floor, pictures."""
     from .errors import UsageError
     from .optimizer.single import attack_cut
     from .outputs import writable
@@ -353,26 +319,23 @@ def attack(
         raise UsageError(f"`show` got {str(show_folder)!r}, which needs --images-out; add it")
     if images_out is not None:
         writable(images_out, "images-out", replaced=False)
+    given: AttackOptions = {
+        "attackers": attackers,
+        "weights": weights,
+        "data": data,
+        "budget": budget,
+        "resolution": resolution,
+        "accelerator": accelerator,
+        "seed": seed,
+        "require_weights": require_weights,
+        "trust_model": trust_model,
+        "mean": numbers("mean", mean),
+        "std": numbers("std", std),
+        "input_size": input_size,
+        "tracing": Tracing.parse(concrete_args, leaf_modules),
+    }
     with Shown() as shown:
-        found = attack_cut(
-            model,
-            cut,
-            attackers=names("attackers", attackers),
-            weights=weights,
-            data=data,
-            budget=budget,
-            resolution=resolution,
-            accelerator=accelerator,
-            seed=seed,
-            strict=strict,
-            trust_model=trust_model,
-            mean=numbers("mean", mean),
-            std=numbers("std", std),
-            input_size=input_size,
-            tracing=Tracing.parse(concrete_args, leaf_modules),
-            show=show_folder,
-            watcher=shown,
-        )
+        found = attack_cut(model, cut, show=show_folder, watcher=shown, **given)
     if images_out is not None:
         found.save(images_out)
     if as_json:
@@ -392,16 +355,16 @@ def check(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Another model than the stored one")] = None,
     weights: Annotated[str | None, typer.Option(help="Other weights than the stored ones")] = None,
-    data: Annotated[Path | None, typer.Option(help="As for find, for attacks")] = None,
-    protocol: Annotated[str | None, typer.Option(help="As for find")] = None,
+    data: Data = None,
+    protocol: Protocol = None,
     ssim: Annotated[float | None, typer.Option(help="As for find")] = None,
-    budget: Annotated[str | None, typer.Option(help="As for find")] = None,
+    budget: Budget = None,
     attackers: Annotated[str | None, typer.Option(help="As for find")] = None,
     cuts: Annotated[str | None, typer.Option(help="As for find: all of them are judged")] = None,
-    max_cuts: Annotated[int | None, typer.Option(help="As for find")] = None,
+    max_cuts: MaxCuts = None,
     resolution: Resolution = None,
-    scale: Annotated[str | None, typer.Option(help="As for find")] = None,
-    seed: Annotated[int | None, typer.Option(help="As for find")] = None,
+    scale: Scale = None,
+    seed: Seed = None,
     mean: Three = None,
     std: Three = None,
     input_size: InputSize = None,
@@ -437,13 +400,17 @@ def check(
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown")] = None,
-    storage: Annotated[str | None, typer.Option(help="As for find")] = None,
+    storage: Storage = None,
     workers: Annotated[int, typer.Option(help="Attacks at a time")] = 1,
-    trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
+    trust_model: TrustModel = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Hold split configs against their models: 0 holds, 4 privacy regression, 5 moved or slower."""
+    """Check that split configs still hold for their models.
+
+    Exits with 0 where they hold, 4 on a privacy regression, 5 where the cut moved or is slower, 1
+    where that could not be decided.
+    """
     from .arguments import names
     from .optimizer.check import check_all, worst
     from .optimizer.policy import Policy
@@ -468,24 +435,22 @@ def check(
         input_size=input_size,
         trust_stored=trust_stored or None,
     )
+    given: CheckOptions = {
+        "model": model,
+        "weights": weights,
+        "data": data,
+        "attack": not no_attack,
+        "reattack": reattack,
+        "new_data": new_data,
+        "latency": False if no_latency else None,
+        "latency_tolerance": latency_tolerance,
+        "storage": storage,
+        "workers": workers,
+        "trust_model": trust_model,
+    }
     with Shown() as shown:
         results = check_all(
-            splits or [],
-            settings,
-            under_test=under_test,
-            terms=terms,
-            model=model,
-            weights=weights,
-            data=data,
-            attack=not no_attack,
-            reattack=reattack,
-            new_data=new_data,
-            latency=False if no_latency else None,
-            latency_tolerance=latency_tolerance,
-            storage=storage,
-            workers=workers,
-            trust_model=trust_model,
-            watcher=shown,
+            splits or [], settings, under_test=under_test, terms=terms, watcher=shown, **given
         )
     for path, render in ((junit, checks.junit), (markdown, checks.markdown)):
         if path is not None:
@@ -501,13 +466,11 @@ def check(
 def report(
     split: Annotated[Path, typer.Argument(help="Split config")],
     out_file: Annotated[Path | None, typer.Option("--out", help="File to write")] = None,
-    kind: Annotated[str, typer.Option("--format", help="html, md, svg, png or csv")] = "html",
-    chart: Annotated[
-        str, typer.Option(help="For svg and png: leakage, latency, front or graph")
-    ] = "leakage",
+    kind: Annotated[ReportFormat, typer.Option("--format", help="What to write")] = "html",
+    chart: Annotated[ChartName, typer.Option(help="For svg and png")] = "leakage",
     debug: Debug = False,
 ) -> None:
-    """Write a result as a self-contained page, or as Markdown, a chart or CSV."""
+    """Write a result as a page, Markdown, a chart or CSV."""
     from .config import SplitConfig
     from .outputs import writable
     from .reporting.report import write
@@ -533,7 +496,10 @@ def compare(
 
 @app.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
-    """Say what this machine has (torch, GPU, SGX, Gramine, caches) and what each lack costs."""
+    """Say what this machine has, and what each lack costs.
+
+    Looks for torch, a GPU, SGX, Gramine and the caches.
+    """
     from dataclasses import asdict
 
     from rich.text import Text

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .choices import AcceleratorName, EnclaveName, SealName, ServiceName, TransportName
 from .console import AsJson, Debug, Shown, show, tell, written
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ Key = Annotated[
     Path | None, typer.Option(help="The weights' key; default: BUNDLE.key beside the bundle")
 ]
 Enclave = Annotated[
-    str, typer.Option(help="gramine-sgx, gramine-direct, native, or auto: the strongest there is")
+    EnclaveName, typer.Option(help="Where the head runs; auto is the strongest there is")
 ]
-Accelerator = Annotated[str, typer.Option(help="Where the tail runs: auto, cuda or cpu")]
-Transport = Annotated[str, typer.Option(help="Hand-off: shm, tcp or file")]
+Accelerator = Annotated[AcceleratorName, typer.Option(help="Where the tail runs")]
+Transport = Annotated[TransportName, typer.Option(help="How boundary tensors are handed off")]
 Threads = Annotated[int, typer.Option(help="Compute threads of each worker")]
 Batch = Annotated[int, typer.Option(help="Most images a run")]
 InFlight = Annotated[int, typer.Option("--in-flight", help="Runs between head and tail, at most")]
@@ -54,7 +55,7 @@ def export(
         Path | None, typer.Option(help="File for the new key; default: OUT.key beside the bundle")
     ] = None,
     seal: Annotated[
-        str, typer.Option(help="aes-256-gcm, or gramine: its encrypted mount (AES-128-GCM)")
+        SealName, typer.Option(help="gramine: its encrypted mount (AES-128-GCM)")
     ] = "aes-256-gcm",
     optimise: Annotated[
         str,
@@ -75,7 +76,10 @@ def export(
     trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a bundle that runs: head, tail, Gramine manifest, hashes, units, README."""
+    """Write a bundle that runs: head, tail, manifest, hashes.
+
+    Beside them systemd units and a README.
+    """
     from .arguments import threads as hold_threads
     from .arguments import whole
     from .enclave_runner.export import export as write
@@ -140,7 +144,7 @@ def run(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Classify images with a bundle: head in the enclave, tail outside."""
+    """Classify images with a bundle, its head in the enclave."""
     from .enclave_runner.bundle import labels_of, read_bundle
     from .enclave_runner.client import top as best
     from .reporting.answers import as_dict, table
@@ -189,15 +193,14 @@ def serve(
     queue: Annotated[int, typer.Option(help="Requests that may wait; more are answered busy")] = 16,
     insecure: Insecure = False,
     only: Annotated[
-        str | None, typer.Option(help="head or tail: one of two services that share the work")
+        ServiceName | None, typer.Option(help="One of two services that share the work")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Serve a bundle until interrupted or terminated; workers that die are started again."""
-    from .errors import UsageError
+    """Serve a bundle until interrupted or terminated.
 
-    if only not in (None, "head", "tail"):
-        raise UsageError(f"`only` got {only!r}; use head or tail")
+    Workers that die are started again.
+    """
     host, port = _address("listen", listen)
     options = _options(
         enclave,
@@ -270,7 +273,10 @@ def unlock(
     insecure: Insecure = False,
     debug: Debug = False,
 ) -> None:
-    """Give a served bundle its weights' key, over the attested session."""
+    """Give a served bundle its weights' key.
+
+    The key crosses in the attested session.
+    """
     secret = _key(bundle, key)
     with _client(bundle, connect, insecure) as client:
         client.unlock(secret)
@@ -298,7 +304,10 @@ def bench(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the deployed split: by stage, pipelined, and beside three other ways."""
+    """Measure the deployed split, beside three other ways.
+
+    By stage, and pipelined.
+    """
     from .arguments import whole
     from .dead_leaves import encoded
     from .enclave_runner.bench import bench as measure
@@ -314,9 +323,15 @@ def bench(
     with Shown() as shown:
         shown.stage("measuring", None)
         found = measure(
-            bundle, data, options, _key(bundle, key),
-            insecure=insecure, requests=requests, published=published, progress=shown.progress,
-        )  # fmt: skip
+            bundle,
+            data,
+            options,
+            _key(bundle, key),
+            insecure=insecure,
+            requests=requests,
+            published=published,
+            progress=shown.progress,
+        )
     text = json.dumps(found.as_dict(), indent=2) + "\n"
     if out_file is not None:
         out_file.write_text(text)
@@ -327,9 +342,14 @@ def bench(
 
 
 def _options(
-    enclave: str, accelerator: str, transport: str, threads: int, batch: int, in_flight: int,
+    enclave: str,
+    accelerator: str,
+    transport: str,
+    threads: int,
+    batch: int,
+    in_flight: int,
     **more: Any,
-) -> Options:  # fmt: skip
+) -> Options:
     from .arguments import threads as hold_threads
     from .arguments import whole
     from .enclave_runner.orchestrator import Options

@@ -123,11 +123,15 @@ def first_line(error: BaseException, most: int = 200) -> str:
     return lines[0][:most] if lines else type(error).__name__
 
 
-def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
+def nearest(name: str, names: Iterable[str], count: int = 3, least: float = 0.5) -> str:
     """Return a phrase that offers the names closest to `name`, or an empty string.
 
-    >>> nearest("resnet5", ["resnet50", "vgg16"])
+    Case does not count. `least` in [0, 1] is how alike a name must be to be offered; 0 offers some
+    whatever was asked for.
+
+    >>> nearest("ResNet5", ["resnet50", "vgg16"])
     ' (nearest: resnet50)'
     """
-    close = difflib.get_close_matches(name, list(names), n=count, cutoff=0.5)
-    return f" (nearest: {', '.join(close)})" if close else ""
+    known = {n.casefold(): n for n in names}
+    close = difflib.get_close_matches(name.casefold(), list(known), n=count, cutoff=least)
+    return f" (nearest: {', '.join(known[n] for n in close)})" if close else ""

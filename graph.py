@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from . import costs, tracing
 from . import cuts as _cuts
-from . import figures, tracing
 from .answers import answer_nodes
 from .errors import TraceError, UsageError
 from .fidelity import compare
@@ -40,7 +40,7 @@ _CASTS = {"_to_copy", "cpu", "float", "to", "type", "type_as"}
 
 @dataclass
 class LayerGraph:
-    """A traced model: a clean ``torch.fx`` graph and the figures of every node.
+    """A traced model: a clean ``torch.fx`` graph and the costs of every node.
 
     Attributes:
         module: The graph as an executable ``fx.GraphModule`` that shares the model's parameters.
@@ -331,14 +331,14 @@ def build(
     for submodule in module.modules():
         submodule.training = False
     tracing.drop_assertions(module)
-    first = figures.measure(module, example)
+    first = costs.measure(module, example)
     if make_out_of_place(module, first):
-        before, first = first, figures.measure(module, example)
+        before, first = first, costs.measure(module, example)
         _same_kinds(before, first)
     tracing.erase_dead(module)
     larger = tuple(torch.cat([t, t[:1].expand(SECOND, *t.shape[1:])]) for t in example)
     try:
-        second = figures.measure(module, larger)
+        second = costs.measure(module, larger)
         fixed = None
     except Exception:
         second, fixed = first, example[0].shape[0]
@@ -364,7 +364,7 @@ def build(
 
 
 def _same_kinds(
-    before: Mapping[str, figures.NodeFigures], after: Mapping[str, figures.NodeFigures]
+    before: Mapping[str, costs.NodeCosts], after: Mapping[str, costs.NodeCosts]
 ) -> None:
     """In-place arithmetic keeps the dtype of the tensor that it writes to."""
     for name, seen in after.items():
@@ -382,7 +382,7 @@ def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:
 def _nodes(
     module: fx.GraphModule,
     names: Mapping[str, str],
-    seen: Mapping[str, figures.NodeFigures],
+    seen: Mapping[str, costs.NodeCosts],
     sizes: Collection[str],
 ) -> list[Node]:
     fx_nodes = list(module.graph.nodes)
@@ -434,7 +434,7 @@ def _is_lossless(node: fx.Node, op: str) -> bool:
     return node.op in ("call_function", "call_method") and op in _LOSSLESS_CALLS
 
 
-def _is_idle_cast(node: fx.Node, op: str, seen: Mapping[str, figures.NodeFigures]) -> bool:
+def _is_idle_cast(node: fx.Node, op: str, seen: Mapping[str, costs.NodeCosts]) -> bool:
     if op not in _CASTS or not node.all_input_nodes:
         return False
     before, after = seen[node.all_input_nodes[0].name].value, seen[node.name].value
@@ -464,7 +464,7 @@ def _param_bytes(module: fx.GraphModule, node: fx.Node, counted: set[int]) -> in
 def _live_bytes(
     fx_nodes: Sequence[fx.Node],
     index: Mapping[fx.Node, int],
-    seen: Mapping[str, figures.NodeFigures],
+    seen: Mapping[str, costs.NodeCosts],
 ) -> list[int]:
     """Bytes of distinct storages alive while each node runs; parameters are not activations."""
     born: dict[int, int] = {}

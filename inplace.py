@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .costs import NodeCosts
 from .errors import TraceError
-from .figures import NodeFigures
 from .naming import Claim
 
 # In-place operation -> the out-of-place one that computes the same values.
@@ -47,7 +47,7 @@ _FUNCTIONS: dict[Any, Any] = {
 }
 
 
-def make_out_of_place(module: fx.GraphModule, seen: Mapping[str, NodeFigures]) -> bool:
+def make_out_of_place(module: fx.GraphModule, seen: Mapping[str, NodeCosts]) -> bool:
     """Rewrite every node that writes; return whether there was one.
 
     In-place leaf modules are replaced by shallow copies that share parameters: the traced model and
@@ -88,7 +88,7 @@ def _redirect(
     node: fx.Node,
     target: fx.Node,
     holders: Mapping[int, list[fx.Node]],
-    seen: Mapping[str, NodeFigures],
+    seen: Mapping[str, NodeCosts],
     order: Mapping[fx.Node, int],
 ) -> None:
     """Whoever read the overwritten tensor afterwards saw the new values."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import math
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -25,11 +24,10 @@ from . import factories, pt2, trial_run
 from . import tracing as tr
 from . import weights as weights_files
 from ._torchvision import models as tv
-from .arguments import SIZES, whole
-from .arguments import seed as hold_seed
 from .errors import TraceError, UsageError, WeightsError, nearest
 from .graph import LayerGraph, by_export, trace
 from .hashing import hash_state
+from .model_request import ModelOptions, ModelRequest
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, from_torchvision
 from .reference import look
 from .traceargs import Tracing, leaf_classes
@@ -117,60 +115,47 @@ class LoadedModel:
         return by_export(tr.Exported(self.program), example, name, reference)
 
 
-def load_model(
-    spec: str,
-    *,
-    weights: str = "DEFAULT",
-    strict: bool = False,
-    trust_model: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: int | None = None,
-    seed: int = 0,
-    tracing: Tracing | None = None,
-) -> LoadedModel:
+def load_model(spec: str, **options: Unpack[ModelOptions]) -> LoadedModel:
     """Load a model by name.
 
     Args:
         spec: ``efficientnet_b0`` (= ``torchvision:efficientnet_b0``), ``timm:NAME``,
             ``package.module:factory`` (called without arguments), or a ``.pt2`` file.
-        weights: ``"DEFAULT"``, ``"none"`` (random), or a file: a state dict or safetensors;
-            ``FILE#KEY`` names one dictionary of several in it.
-        strict: Raise when default weights cannot be had, instead of going on with random ones.
-        trust_model: Allow a ``.pt2`` file, whose loader may run code.
-        mean, std: Three values each, in place of the model's own normalisation.
-        input_size: Height and width in pixels, in place of the model's own.
-        seed: For random weights.
-        tracing: Arguments of ``forward`` to fix and modules to keep whole.
+        options: Weights, input and tracing: the fields of `ModelRequest`.
 
     Raises:
-        UsageError: A spec or setting that names nothing.
+        UsageError: A spec, a name or a setting that names nothing.
         WeightsError: Weights that are missing, unsafe or do not fit.
     """
-    hold_seed(seed)
-    whole("input_size", input_size, *SIZES)
+    return load(ModelRequest.of(spec, "load_model", dict(options)))
+
+
+def load(request: ModelRequest) -> LoadedModel:
+    """Load the model that is asked for; raises as `load_model`."""
+    spec = request.spec
     if spec.endswith(".pt2"):
-        loaded = _load_pt2(spec, trust_model, weights)
+        loaded = _load_pt2(request)
     else:
-        torch.manual_seed(seed)
+        torch.manual_seed(request.seed)
         family, name = _parse(spec)
-        loaded = _LOADERS[family](spec, name, weights, strict, seed)
+        loaded = _LOADERS[family](request, name)
     size = loaded.preprocessing.input_size
-    wanted = input_size or size
+    wanted = request.input_size or size
     if loaded.program is not None and wanted != size:
         raise UsageError(
             f"`input_size` got {wanted}, but `model` {spec} was exported for {size}x{size}; "
             "export it at the size that you want"
         )
+    mean, std = request.normalisation()
     loaded.preprocessing = replace(
         loaded.preprocessing,
         input_size=wanted,
         resize=round(loaded.preprocessing.resize * wanted / size),
-        mean=_three("mean", mean) or loaded.preprocessing.mean,
-        std=_three("std", std) or loaded.preprocessing.std,
-        source="given" if mean or std or input_size else loaded.preprocessing.source,
+        mean=mean or loaded.preprocessing.mean,
+        std=std or loaded.preprocessing.std,
+        source="given" if mean or std or request.input_size else loaded.preprocessing.source,
     )
-    loaded.tracing = tracing or Tracing()
+    loaded.tracing = request.tracing
     if loaded.program is not None and loaded.tracing != Tracing():
         raise UsageError(
             "`concrete_args` and `leaf_modules` cannot be given with a .pt2 file, which is traced "
@@ -187,18 +172,6 @@ def load_model(
     return loaded
 
 
-def _three(name: str, values: Sequence[float] | None) -> tuple[float, float, float] | None:
-    if not values:
-        return None
-    wrong = len(values) not in (1, 3) or not all(map(math.isfinite, values))
-    if wrong or (name == "std" and min(values) <= 0):
-        raise UsageError(
-            f"`{name}` got {list(values)}; give one finite number or three, std above 0"
-        )
-    a, b, c = list(values) * (3 // len(values))
-    return (float(a), float(b), float(c))
-
-
 def _parse(spec: str) -> tuple[str, str]:
     prefix, colon, name = spec.partition(":")
     if not colon:
@@ -212,12 +185,13 @@ def _default_preprocessing(size: int = 224) -> Preprocessing:
     return Preprocessing(size, round(size * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
 
 
-def _load_torchvision(spec: str, name: str, weights: str, strict: bool, seed: int) -> LoadedModel:
+def _load_torchvision(request: ModelRequest, name: str) -> LoadedModel:
+    spec = request.spec
     known = tv.list_models(module=tv)
     if name not in known:
+        close = nearest(name, known, least=0)
         raise UsageError(
-            f"`model` got {spec!r}, which torchvision does not have{nearest(name, known)}; "
-            f"{_instead(name)}"
+            f"`model` got {spec!r}, which torchvision does not have{close}; {_instead(name)}"
         )
     default = tv.get_model_weights(name).DEFAULT
 
@@ -235,7 +209,7 @@ def _load_torchvision(spec: str, name: str, weights: str, strict: bool, seed: in
             )
             return module
 
-    module, label, notes = _with_weights(weights, strict, seed, trained, bare)
+    module, label, notes = _with_weights(request, trained, bare)
     return LoadedModel(
         spec=spec,
         module=module,
@@ -259,7 +233,8 @@ def _instead(name: str) -> str:
     return "use one of its classification models, timm:NAME, package.module:factory or a .pt2 file"
 
 
-def _load_timm(spec: str, name: str, weights: str, strict: bool, seed: int) -> LoadedModel:
+def _load_timm(request: ModelRequest, name: str) -> LoadedModel:
+    spec = request.spec
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
@@ -268,7 +243,8 @@ def _load_timm(spec: str, name: str, weights: str, strict: bool, seed: int) -> L
         ) from error
     if not timm.is_model(name):
         known = timm.list_models()
-        raise UsageError(f"`model` got {spec!r}, which timm does not have{nearest(name, known)}")
+        close = nearest(name, known, least=0)
+        raise UsageError(f"`model` got {spec!r}, which timm does not have{close}")
 
     def trained() -> tuple[nn.Module, str]:
         try:
@@ -281,7 +257,7 @@ def _load_timm(spec: str, name: str, weights: str, strict: bool, seed: int) -> L
         module: nn.Module = timm.create_model(name, pretrained=False)
         return module
 
-    module, label, notes = _with_weights(weights, strict, seed, trained, bare)
+    module, label, notes = _with_weights(request, trained, bare)
     config = timm.data.resolve_model_data_config(module)
     size = int(config["input_size"][-1])
     preprocessing = Preprocessing(
@@ -295,29 +271,31 @@ def _load_timm(spec: str, name: str, weights: str, strict: bool, seed: int) -> L
     return LoadedModel(spec, module, preprocessing, label, "", notes)
 
 
-def _load_factory(spec: str, name: str, weights: str, strict: bool, seed: int) -> LoadedModel:
+def _load_factory(request: ModelRequest, name: str) -> LoadedModel:
+    spec = request.spec
     made = factories.make(name)
     preprocessing = _default_preprocessing()
     own = getattr(made, "preprocessing", None)
     if isinstance(own, Preprocessing):
         preprocessing = own
     module, label, notes = _with_weights(
-        weights, strict, seed, lambda: (made, f"as the factory {spec} made them"), lambda: made
+        request, lambda: (made, f"as the factory {spec} made them"), lambda: made
     )
     return LoadedModel(spec, module, preprocessing, label, "", notes)
 
 
-_LOADERS: dict[str, Callable[[str, str, str, bool, int], LoadedModel]] = {
+_LOADERS: dict[str, Callable[[ModelRequest, str], LoadedModel]] = {
     "torchvision": _load_torchvision,
     "timm": _load_timm,
     "factory": _load_factory,
 }
 
 
-def _load_pt2(spec: str, trust_model: bool, weights: str) -> LoadedModel:
-    if weights not in ("DEFAULT", "none"):
+def _load_pt2(request: ModelRequest) -> LoadedModel:
+    spec = request.spec
+    if request.weights not in ("DEFAULT", "none"):
         raise UsageError("`weights` cannot be given with a .pt2 file, which carries its own")
-    program = pt2.read(spec, trust_model)
+    program = pt2.read(spec, request.trust_model)
     return LoadedModel(
         spec=spec,
         module=program.exported.module(check_guards=False),
@@ -333,15 +311,14 @@ def _load_pt2(spec: str, trust_model: bool, weights: str) -> LoadedModel:
 
 
 def _with_weights(
-    weights: str,
-    strict: bool,
-    seed: int,
+    request: ModelRequest,
     trained: Callable[[], tuple[nn.Module, str]],
     bare: Callable[[], nn.Module],
 ) -> tuple[nn.Module, str, list[str]]:
     """The model with the weights asked for, their label, and warnings."""
+    weights, label = request.weights, f"random (seed {request.seed})"
     if weights == "none":
-        return bare(), f"random (seed {seed})", ["random weights: asked for with --weights none"]
+        return bare(), label, ["random weights: asked for with --weights none"]
     if weights != "DEFAULT":
         module = bare()
         loaded = weights_files.load(module, weights)
@@ -351,7 +328,7 @@ def _with_weights(
             return *trained(), []
     except OSError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if strict:
+        if request.require_weights:
             raise WeightsError(
                 f"`weights` got 'DEFAULT', but they are neither in the cache nor can be "
                 f"downloaded ({reason}); give a file with --weights"
@@ -363,10 +340,10 @@ def _with_weights(
         ) from error
     note = (
         f"RANDOM WEIGHTS: the default weights could not be had ({reason}); this result says "
-        "nothing about a trained model; give a file with --weights, or --strict to fail"
+        "nothing about a trained model; give a file with --weights, or --require-weights to fail"
     )
-    torch.manual_seed(seed)
-    return bare(), f"random (seed {seed})", [note]
+    torch.manual_seed(request.seed)
+    return bare(), label, [note]
 
 
 @contextlib.contextmanager
@@ -388,4 +365,4 @@ def _careful_download() -> Iterator[None]:
             os.environ[_NO_UNPICKLING] = forced
 
 
-__all__ = ["LoadedModel", "load_model", "short_name"]
+__all__ = ["LoadedModel", "load", "load_model", "short_name"]

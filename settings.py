@@ -15,13 +15,15 @@ Paths are relative to the file. Unknown keys are errors that offer the nearest v
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import ton_iot
 from .arguments import MOST_SEED
+from .choices import AcceleratorName, BudgetName, EnclaveName, ProtocolName, ScaleName
 from .errors import ConfigError, nearest
 
 MAX_BYTES = 1 << 20
@@ -34,10 +36,10 @@ class Defaults(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     data: str | None = None
-    protocol: Literal["strict", "paper"] | None = None
+    protocol: ProtocolName | None = None
     ssim: float | None = Field(default=None, gt=0, le=1)
-    budget: Literal["quick", "standard", "full"] | None = None
-    scale: Literal["corrected", "raw"] | None = None
+    budget: BudgetName | None = None
+    scale: ScaleName | None = None
     resolution: int | None = Field(default=None, ge=16)
     attackers: list[str] | None = None
     cuts: str | list[str] | None = None
@@ -45,8 +47,9 @@ class Defaults(BaseModel):
     depth: int | None = Field(default=None, ge=1)
     tune: int | None = Field(default=None, ge=0)
     trust_stored: bool | None = None
-    enclave: str | None = None
-    accelerator: str | None = None
+    enclave: EnclaveName | None = None
+    accelerator: AcceleratorName | None = None
+    require_weights: bool | None = None
     threads: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=1)
     seed: int | None = Field(default=None, ge=0, le=MOST_SEED)
@@ -144,7 +147,7 @@ def _beside(folder: Path, value: str) -> str:
     return kind + str(folder / value.removeprefix(kind))
 
 
-def for_find(model: str, given: dict[str, Any], path: Path | None) -> dict[str, Any]:
+def for_find(model: str, given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     """Arguments of `find`: what is given, else what the settings file says of `model`.
 
     Args:
@@ -154,13 +157,15 @@ def for_find(model: str, given: dict[str, Any], path: Path | None) -> dict[str, 
     """
     path = path or discover(Path.cwd())
     entry = read(path).entry_for(model) if path is not None else Entry(model=model)
-    merged = {n: v if v is not None else getattr(entry, n) for n, v in given.items()}
+    merged = {n: v if v is not None else getattr(entry, n, None) for n, v in given.items()}
     return {n: v for n, v in merged.items() if v is not None}
 
 
 def _problem(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])[:120]
+    if first["type"] == "extra_forbidden" and first["loc"][-1] == "strict":
+        return f"have the key `{where}`, which is called `require_weights` now; rename it"
     if first["type"] == "extra_forbidden":
         inside = Entry if first["loc"][0] == "models" else Settings
         close = nearest(str(first["loc"][-1]), inside.model_fields)

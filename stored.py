@@ -6,7 +6,8 @@ from pathlib import Path
 
 from .config import SplitConfig
 from .errors import ConfigError
-from .models import LoadedModel, load_model
+from .model_request import ModelRequest
+from .models import LoadedModel, load
 from .traceargs import Tracing
 
 
@@ -40,21 +41,23 @@ def load_stored(
     if weights is not None:
         weights = _same_dictionary(weights, config.model.weights)
     p = config.model.preprocessing
-    return load_model(
-        spec,
-        weights=weights or "DEFAULT",
-        strict=True,
-        trust_model=trust_model,
-        mean=p.mean,
-        std=p.std,
-        input_size=p.input_size,
-        seed=config.seed,
-        tracing=Tracing(config.model.concrete_args, tuple(config.model.leaf_modules)),
+    return load(
+        ModelRequest(
+            spec=spec,
+            weights=weights or "DEFAULT",
+            require_weights=True,
+            trust_model=trust_model,
+            mean=p.mean,
+            std=p.std,
+            input_size=p.input_size,
+            seed=config.seed,
+            tracing=Tracing(config.model.concrete_args, tuple(config.model.leaf_modules)),
+        )
     )
 
 
 def weights_of(config: SplitConfig) -> str:
-    """The weights that `config` was made with, for `load_model`.
+    """The weights that `config` was made with, for a `ModelRequest`.
 
     Raises:
         ConfigError: They were a file, which a split config does not carry.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from partopt.models import load_model
+from partopt.profilers.base import Conditions
 from partopt.profilers.instrumented import HostPass
 from partopt.profilers.profile import one_setting, profile, verify
 
@@ -46,9 +47,9 @@ def main() -> int:
                 if i >= 5:
                     plain.append(middle - start)
                     marked.append(time.perf_counter() - middle)
-        p = profile(graph, cuts, threads=args.threads)
+        p = profile(graph, cuts, Conditions(threads=args.threads))
         errors = [
-            abs(verify(graph, c, latency, threads=args.threads).error)
+            abs(verify(graph, c, latency, Conditions(threads=args.threads, repetitions=15)).error)
             for c, latency in zip(cuts, p.cuts, strict=True)
         ]
         print(

@@ -19,7 +19,7 @@ from partopt.cache import cache_dir
 from partopt.datasets import load_images
 from partopt.models import load_model
 from partopt.optimizer.attempt import Bench
-from partopt.optimizer.budgets import pick
+from partopt.optimizer.budgets import budget_of
 from partopt.optimizer.floor import floor_of
 from partopt.optimizer.search import Course, Search
 from partopt.profilers.profile import profile
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--ssim", type=float, default=0.2)
     args = parser.parse_args()
     model = load_model(args.model, weights=args.weights, mean=args.mean, std=args.std)
-    graph, budget = model.trace(), pick(args.budget)
+    graph, budget = model.trace(), budget_of(args.budget)
     images = load_images(args.data, model.preprocessing, budget.split)
     side = args.resolution or budget.resolution or model.preprocessing.input_size
     floor = floor_of(images, side, 0)

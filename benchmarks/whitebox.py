@@ -21,8 +21,9 @@ from partopt.attackers.scoring import ssim_of
 from partopt.datasets import Split
 from partopt.optimizer.attempt import Wish, attempt
 from partopt.optimizer.budgets import Budget
-from partopt.optimizer.find import Silent
-from partopt.optimizer.ground import bench_of, lay
+from partopt.optimizer.prepare import prepare
+from partopt.optimizer.requests import FindRequest
+from partopt.optimizer.watcher import Silent
 
 
 def main() -> int:
@@ -43,17 +44,9 @@ def main() -> int:
         20,
         {"hybrid": hybrid.settings(), "rmle": rmle.settings()},
     )
-    ground = lay(
-        args.model,
-        args.cuts,
-        Silent(),
-        weights=args.weights,
-        mean=args.mean,
-        std=args.std,
-        data=args.data,
-        budget=small,
-    )
-    bench = bench_of(ground, seed=0)
+    options = {name: getattr(args, name) for name in ("cuts", "weights", "mean", "std", "data")}
+    ground = prepare(FindRequest.of(args.model, {**options, "budget": small}), Silent())
+    bench = ground.bench
     print(f"floor {ground.floor.mean():.3f}, start: the picture as it is before the descent\n")
     heads = " | ".join(f"levels {', '.join(map(str, levels))}" for levels in LEVELS)
     print(f"| cut | attacker | size | total variation | start | {heads} | seconds a cell |")

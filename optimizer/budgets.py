@@ -14,6 +14,7 @@ from ..attackers.linear import Linear
 from ..attackers.newton import Newton
 from ..attackers.panel import make
 from ..attackers.rmle import Rmle
+from ..choices import BudgetName, one_of
 from ..datasets import Split
 from ..errors import UsageError
 
@@ -35,7 +36,7 @@ class Budget:
         sweep: Settings of the attacker `sketch`, which goes over cuts which were not sampled.
     """
 
-    name: str
+    name: BudgetName
     evidence: Evidence
     split: Split
     resolution: int | None
@@ -69,13 +70,19 @@ _QUICK_LINEAR = Linear(max_cells=40_000, max_terms=1300)
 _QUICK_DECODER = Decoder(epochs=3, width=64, blocks=1, batch=8, patience=0, linear=_QUICK_LINEAR)
 # White-box descent runs the head forwards and backwards for every step of every image.
 _FEW_STEPS: dict[str, Any] = {
-    "steps": 20, "batch": 8, "distances": ("l2",), "tuning_images": 8,
-}  # fmt: skip
+    "steps": 20,
+    "batch": 8,
+    "distances": ("l2",),
+    "tuning_images": 8,
+}
 _RMLE: dict[str, Any] = {**_FEW_STEPS, "lr": 0.05, "tvs": (3.0, 0.3, 30.0), "restarts": 1}
 # From a good start small steps go further.
 _HYBRID: dict[str, Any] = {
-    **_FEW_STEPS, "lr": 0.01, "tvs": (0.0, 1.0), "decoder": _QUICK_DECODER,
-}  # fmt: skip
+    **_FEW_STEPS,
+    "lr": 0.01,
+    "tvs": (0.0, 1.0),
+    "decoder": _QUICK_DECODER,
+}
 _DECODER = Decoder(epochs=30)
 _FULL_DECODER = Decoder(epochs=100, width=128, blocks=3, patience=15)
 
@@ -158,7 +165,7 @@ def evidence_of(budget: Budget, panel: Collection[str], images: int, resolution:
     return order[min(order.index(budget.evidence), max(levels, default=0))]
 
 
-def pick(
+def budget_of(
     wanted: str | Budget | None,
     accelerator: str = "cpu",
     budgets: Mapping[str, Budget] | None = None,
@@ -172,6 +179,5 @@ def pick(
     if isinstance(wanted, Budget):
         return wanted
     name = wanted or ("standard" if accelerator == "cuda" else "quick")
-    if name not in budgets:
-        raise UsageError(f"`budget` got {name!r}; use {', '.join(budgets)}")
+    one_of("budget", name, BudgetName)
     return budgets[name]

@@ -7,22 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from ..config import SplitConfig
+from ..config import CutInfo, SplitConfig
 from ..errors import ConfigError, CutError, PartoptError, UsageError
 from ..graph import Cut, LayerGraph
 from ..identity import graph_hash, of_this_scheme
-from ..models import LoadedModel, load_model
+from ..model_request import ModelRequest
+from ..models import LoadedModel, load
 from ..profilers.backends import pick_accelerator
 from ..settings import Entry, Settings, discover, read
 from ..splitting import boundary_nodes
 from ..stored import weights_of
 from . import drift
-from .checked import CHANGED, HOLDS, REGRESSED, UNDECIDED, CheckResult, Property, What, worst
-from .find import Watcher
-from .gate import How, Subject, privacy
+from .check_request import CheckOptions, CheckRequest
+from .checked import (
+    CHANGED,
+    HOLDS,
+    REGRESSED,
+    UNDECIDED,
+    Checked,
+    CheckResult,
+    Deployed,
+    Property,
+    What,
+    worst,
+)
+from .gate import privacy
 from .policy import Policy
+from .watcher import Watcher
 
 __all__ = [
     "CHANGED",
@@ -34,6 +47,7 @@ __all__ = [
     "What",
     "check",
     "check_all",
+    "check_one",
     "worst",
 ]
 
@@ -42,70 +56,39 @@ def check(
     path: str | Path,
     *,
     policy: Policy | None = None,
-    model: str | None = None,
-    weights: str | None = None,
-    data: str | Path | None = None,
-    ssim: float | None = None,
-    budget: str | None = None,
-    attack: bool = True,
-    reattack: bool = False,
-    new_data: bool = False,
-    latency: bool = True,
-    latency_tolerance: float = 0.15,
-    trust_model: bool = False,
-    trust_stored: bool | None = None,
-    storage: str | None = None,
-    workers: int = 1,
     watcher: Watcher | None = None,
+    **options: Unpack[CheckOptions],
 ) -> CheckResult:
     """Check one split config. Whatever cannot be decided counts as failing.
 
     Args:
         path: The split config.
         policy: What has to hold; None is the built-in policy.
-        model: Another model spec than the stored one.
-        weights: Other weights than the stored ones.
-        data, ssim, budget, trust_stored: Said here, they go before the policy's.
-        attack: False never attacks: evidence that is not stored is then undecided.
-        reattack: Run every attack anew, in an empty cache and storage.
-        new_data: Accept images other than those of the evidence, and attack again on them.
-        latency: False leaves latency out, for shared runners.
-        latency_tolerance: How much the ratio to the full-enclave time of the same run may grow.
-        trust_model: Allow a ``.pt2`` file.
-        storage, workers, watcher: As for `find`.
+        watcher: Is told of progress.
+        options: ``weights``, ``data``, ``reattack`` and so on: the names of `CheckOptions`, which
+            `CheckRequest` explains.
 
     Raises:
         ConfigError: The split config cannot be read, or holds no cut.
         UsageError: A wrong argument.
     """
-    config = SplitConfig.read(path)
-    if config.cut is None or config.latency_ms is None:
-        raise ConfigError(f"split config {str(path)!r} holds no cut: no safe one was found")
-    if latency_tolerance <= 0:
-        raise UsageError(f"`latency-tolerance` got {latency_tolerance}; use a share above 0")
-    if reattack and (storage is not None or not attack):
-        with_ = "--storage" if storage is not None else "--no-attack"
-        raise UsageError(
-            f"`reattack` got {with_} beside it, but uses nothing stored; leave one out"
-        )
-    said = Policy(
-        ssim=ssim,
-        budget=budget,
-        weights=weights,
-        data=None if data is None else str(data),
-        trust_stored=trust_stored,
-    )
-    policy = said.over(policy or Policy())
-    how = How(attack, reattack, new_data, storage, workers, watcher)
-    result = CheckResult(
-        Path(path).name, model or policy.model or config.model.spec, config.cut.name
-    )
+    return check_one(path, CheckRequest.of(policy or Policy(), options), watcher)
+
+
+def check_one(
+    path: str | Path, request: CheckRequest, watcher: Watcher | None = None
+) -> CheckResult:
+    """As `check`, of a request."""
+    deployed = Deployed.read(path)
+    spec = request.model or request.policy.model or deployed.config.model.spec
+    result = CheckResult(Path(path).name, spec, deployed.cut.name)
     try:
-        subject = _subject(result, config, policy, model, trust_model)
-        if subject is None:
+        checked = _checked(result, deployed, request)
+        if checked is None:
             return result
-        safe = privacy(result, subject, how)
-        _latency_and_choice(result, subject, safe, latency_tolerance if latency else None)
+        safe = privacy(result, checked, request.sources, watcher)
+        tolerance = request.latency_tolerance if request.latency else None
+        _latency_and_choice(result, checked, safe, tolerance)
     except UsageError:
         raise
     except PartoptError as error:
@@ -119,7 +102,8 @@ def check_all(
     *,
     under_test: Path | None = None,
     terms: Policy | None = None,
-    **given: Any,
+    watcher: Watcher | None = None,
+    **options: Unpack[CheckOptions],
 ) -> list[CheckResult]:
     """Check split configs, or every model of a settings file that names one.
 
@@ -130,7 +114,8 @@ def check_all(
         under_test: Folder in which `split` and `weights` of the settings are looked up; None is
             the settings file's own.
         terms: What the command line says; it goes before the settings.
-        given: Arguments of `check`; what is None is taken from the settings.
+        watcher: Is told of progress.
+        options: As for `check`; what is None is taken from the settings.
 
     Raises:
         UsageError: There is nothing to check, or `model` or `weights` with several configs.
@@ -141,21 +126,22 @@ def check_all(
     paths = [Path(p) for p in splits] or [Path(p) for p in entries]
     if not paths:
         raise UsageError("`splits` got nothing; name split configs or list them in partopt.toml")
-    if len(paths) > 1 and (given.get("model") or given.get("weights")):
+    if len(paths) > 1 and (options.get("model") or options.get("weights")):
         raise UsageError("`model` and `weights` fit one split config; list several in partopt.toml")
     results = []
     for path in paths:
         entry = entries.get(str(path.resolve()))
-        arguments = {n: v for n, v in given.items() if v is not None}
+        given: dict[str, Any] = {n: v for n, v in options.items() if v is not None}
         try:
             if entry is None:
                 entry = _nearest_entry(settings, SplitConfig.read(path).model.spec)
             for name in ("latency", "latency_tolerance"):
                 value = getattr(entry, name)
                 if value is not None:
-                    arguments.setdefault(name, value)
+                    given.setdefault(name, value)
             policy = _policy_of(entry, Path(found).name if found is not None else None)
-            results.append(check(path, policy=(terms or Policy()).over(policy), **arguments))
+            request = CheckRequest.of((terms or Policy()).over(policy), given)
+            results.append(check_one(path, request, watcher))
         except ConfigError as error:
             unread = CheckResult(path.name, "-", "-")
             unread.add("config", "undecided", str(error))
@@ -178,11 +164,9 @@ def _policy_of(entry: Entry, source: str | None) -> Policy:
     return Policy(**said) if source is None else Policy(source=source, **said)
 
 
-def _subject(
-    result: CheckResult, config: SplitConfig, policy: Policy, model: str | None, trust_model: bool
-) -> Subject | None:
+def _checked(result: CheckResult, deployed: Deployed, request: CheckRequest) -> Checked | None:
     """Load and trace what the policy names; None, with the reason noted, if it is another thing."""
-    assert config.cut is not None
+    config, policy, model = deployed.config, request.policy, request.model
     if model is None and policy.model not in (None, config.model.spec):
         result.add(
             "model",
@@ -199,26 +183,37 @@ def _subject(
             "the split config was made with random weights; if that is meant, say --weights none",
         )
         return None
-    loaded = load_model(
-        model or config.model.spec,
-        weights=weights,
-        strict=True,
-        trust_model=trust_model,
-        mean=policy.mean,
-        std=policy.std,
-        input_size=policy.input_size,
-        seed=policy.seed or 0,
+    loaded = load(
+        ModelRequest(
+            spec=model or config.model.spec,
+            weights=weights,
+            require_weights=True,
+            trust_model=request.trust_model,
+            mean=policy.mean,
+            std=policy.std,
+            input_size=policy.input_size,
+            seed=policy.seed or 0,
+        )
     )
     graph = loaded.trace()
     if not _preprocessing_holds(result, config, loaded):
         return None
-    deployed = _graph_holds(result, config, graph)
-    if deployed is None:
+    cut = _graph_holds(result, deployed.cut, graph)
+    if cut is None:
         return None
     same = _weights_same(result, config, loaded, graph)
     terms = policy.terms(config, pick_accelerator("auto"))
-    cuts = terms.cuts(graph, deployed)
-    return Subject(config, loaded, graph, policy, terms, deployed, cuts, same)
+    return Checked(
+        config=config,
+        latency=deployed.latency,
+        policy=policy,
+        terms=terms,
+        model=loaded,
+        graph=graph,
+        cut=cut,
+        cuts=terms.cuts(graph, cut),
+        same=same,
+    )
 
 
 def _preprocessing_holds(result: CheckResult, config: SplitConfig, loaded: LoadedModel) -> bool:
@@ -239,15 +234,14 @@ def _preprocessing_holds(result: CheckResult, config: SplitConfig, loaded: Loade
     return not differs
 
 
-def _graph_holds(result: CheckResult, config: SplitConfig, graph: LayerGraph) -> Cut | None:
-    assert config.cut is not None
+def _graph_holds(result: CheckResult, stored: CutInfo, graph: LayerGraph) -> Cut | None:
     try:
-        cut = graph.cut(config.cut.name)
+        cut = graph.cut(stored.name)
         boundary_nodes(graph, cut)
     except CutError as error:
         result.add("graph", "undecided", str(error))
         return None
-    want = [(t.name, tuple(t.shape), t.dtype) for t in config.cut.boundary]
+    want = [(t.name, tuple(t.shape), t.dtype) for t in stored.boundary]
     have = [(s.name, s.shape, s.dtype) for s in cut.boundary]
     if want != have:
         result.add(
@@ -277,20 +271,19 @@ def _weights_same(
 
 
 def _latency_and_choice(
-    result: CheckResult, subject: Subject, safe: set[str] | None, tolerance: float | None
+    result: CheckResult, checked: Checked, safe: set[str] | None, tolerance: float | None
 ) -> None:
-    config, graph = subject.config, subject.graph
-    rows = config.cuts if result.found is None else result.found.config.cuts
+    rows = checked.config.cuts if result.found is None else result.found.config.cuts
     now = None
     if tolerance is None:
         result.add("latency", "skipped", "switched off")
     else:
-        now = drift.latency_holds(result, config, graph, subject.cuts, tolerance)
+        now = drift.latency_holds(result, checked, tolerance)
     there = {row.name for row in rows}
-    cuts = subject.cuts if now is not None else [c for c in subject.cuts if c.name in there]
-    candidates = drift.candidates(config, cuts, rows, now)
-    drift.still_pays(result, config, graph, candidates)
+    cuts = checked.cuts if now is not None else [c for c in checked.cuts if c.name in there]
+    candidates = drift.candidates(checked, cuts, rows, now)
+    drift.still_pays(result, checked, candidates)
     if safe is None:
         result.add("best cut", "skipped", "no evidence to choose on")
         return
-    drift.still_best(result, config, graph, candidates, drift.leaks(rows, safe))
+    drift.still_best(result, checked, candidates, drift.leaks(rows, safe))

@@ -1,15 +1,70 @@
-"""What a check says: properties of one split config, its verdict and exit code."""
+"""What is checked, and what a check says: properties of a split config, verdict, exit code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from ..config import ChosenLatency, CutInfo, SplitConfig
+from ..errors import ConfigError
+from ..graph import Cut, LayerGraph
+from ..models import LoadedModel
 from .find import SplitResult
+from .policy import Policy, Terms
 
 What = Literal["holds", "regressed", "moved", "slower", "undecided", "skipped"]
 HOLDS, UNDECIDED, REGRESSED, CHANGED = 0, 1, 4, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """A split config that holds a cut, and what it says of that cut."""
+
+    config: SplitConfig
+    cut: CutInfo
+    latency: ChosenLatency
+
+    @classmethod
+    def read(cls, path: str | Path) -> Deployed:
+        """Read a split config.
+
+        Raises:
+            ConfigError: It cannot be read, or holds no cut.
+        """
+        config = SplitConfig.read(path)
+        if config.cut is None or config.latency_ms is None:
+            raise ConfigError(f"split config {str(path)!r} holds no cut: no safe one was found")
+        return cls(config=config, cut=config.cut, latency=config.latency_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A split config under test, the model that it is held against, and the terms.
+
+    Attributes:
+        config, latency: The split config, and what it says of the deployed cut's latency.
+        policy, terms: What has to hold, as it was said and with nothing left open.
+        model, graph: Loaded by the policy, and traced.
+        cut: The cut under test, of `graph`.
+        cuts: All cuts that must be judged, `cut` among them.
+        same: Whether graph and weights are those that the config names.
+    """
+
+    config: SplitConfig
+    latency: ChosenLatency
+    policy: Policy
+    terms: Terms
+    model: LoadedModel
+    graph: LayerGraph
+    cut: Cut
+    cuts: list[Cut]
+    same: bool
+
+    def position(self, cuts: Sequence[Cut]) -> int:
+        """Where in `cuts` the cut under test stands."""
+        return next(i for i, cut in enumerate(cuts) if cut.node == self.cut.node)
 
 
 @dataclass(frozen=True)
@@ -23,7 +78,7 @@ class Property:
 
 @dataclass
 class CheckResult:
-    """All properties of one split config against one model."""
+    """All properties of one split config against one model; a check adds them one by one."""
 
     name: str
     model: str

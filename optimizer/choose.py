@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ..config import Recommendation
 from ..graph import Cut
-from ..profilers.base import CutLatency, Figure
+from ..profilers.base import CutLatency, Duration
 
 TIE = 0.05  # differences below this share of the faster total are ties whatever the noise
 
@@ -46,7 +46,7 @@ def compares(inside: Origin, outside: Origin) -> bool:
     return inside.basis == "modelled" or inside.backend != "native" or outside.backend != "cpu"
 
 
-def clearly_faster(a: Figure, b: Figure) -> bool:
+def clearly_faster(a: Duration, b: Duration) -> bool:
     """Whether `a` is faster than `b` by more than twice their joint standard error and `TIE`."""
     return b.ms - a.ms > max(2 * math.hypot(a.noise_ms, b.noise_ms), TIE * a.ms)
 
@@ -71,20 +71,20 @@ class Candidates:
 
     cuts: Sequence[Cut]
     latencies: Sequence[CutLatency]
-    whole: Figure | None = None
+    whole: Duration | None = None
 
     @classmethod
     def of(
         cls,
         cuts: Sequence[Cut],
         latencies: Sequence[CutLatency],
-        inside: Figure,
-        outside: Figure,
+        inside: Duration,
+        outside: Duration,
     ) -> Candidates:
         """With the whole model's times `inside` the enclave and `outside`, if those compare."""
         return cls(cuts, latencies, inside if compares(inside, outside) else None)
 
-    def total(self, i: int) -> Figure:
+    def total(self, i: int) -> Duration:
         """Latency of a cut."""
         return self.latencies[i].total
 

@@ -5,47 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from ..config import CutRow, SplitConfig
+from ..config import CutRow
 from ..errors import BackendError
-from ..graph import Cut, LayerGraph
+from ..graph import Cut
 from ..profilers.backends import pick_accelerator, pick_enclave
-from ..profilers.base import CutLatency, Figure, Profile
+from ..profilers.base import Conditions, CutLatency, Duration, Profile
 from ..profilers.profile import profile
-from .checked import CheckResult, What
+from .checked import Checked, CheckResult, What
 from .choose import TIE, Candidates, fastest
 
 
-def stored_times(config: SplitConfig, cuts: Sequence[Cut]) -> Profile | None:
-    """The stored latencies of `cuts`, or None where one of them has none."""
-    rows = {row.name: row for row in config.cuts}
-    latency = config.latency_ms
-    if latency is None or any(cut.name not in rows for cut in cuts):
+def stored_times(checked: Checked) -> Profile | None:
+    """The stored latencies of the cuts that are judged; None where one of them has none."""
+    rows = {row.name: row for row in checked.config.cuts}
+    latency = checked.latency
+    if any(cut.name not in rows for cut in checked.cuts):
         return None
     return Profile(
-        [_from_row(rows[cut.name]) for cut in cuts],
-        _figure(latency, "full_enclave"),
-        _figure(latency, "full_accelerator"),
+        [_from_row(rows[cut.name]) for cut in checked.cuts],
+        _duration(latency, "full_enclave"),
+        _duration(latency, "full_accelerator"),
         latency.threads,
         latency.batch,
         latency.repetitions,
     )
 
 
-def latency_holds(
-    result: CheckResult, config: SplitConfig, graph: LayerGraph, cuts: list[Cut], tolerance: float
-) -> Profile | None:
+def latency_holds(result: CheckResult, checked: Checked, tolerance: float) -> Profile | None:
     """Measure anew and compare ratios to the full-enclave time; None where that cannot be done.
 
     Args:
         result: Is told the outcome.
-        config: Holds the ratio to compare with.
-        graph: The model's.
-        cuts: Of which the deployed one is one.
+        checked: Holds the ratio to compare with, and the cuts to time.
         tolerance: How much the ratio may grow, as a share.
     """
-    assert config.cut is not None
-    assert config.latency_ms is not None
-    stored = config.latency_ms
+    stored = checked.latency
     if stored.enclave.basis == "modelled":
         result.add("latency", "skipped", "stored times are modelled")
         return None
@@ -55,15 +49,11 @@ def latency_holds(
     except BackendError as error:
         result.add("latency", "skipped", str(error))
         return None
-    now = profile(
-        graph,
-        cuts,
-        enclave=enclave,
-        accelerator=accelerator,
-        threads=stored.threads,
-        batch=stored.batch,
+    conditions = Conditions(
+        enclave=enclave, accelerator=accelerator, threads=stored.threads, batch=stored.batch
     )
-    mine = _position(graph, cuts, config)
+    now = profile(checked.graph, checked.cuts, conditions)
+    mine = checked.position(checked.cuts)
     before = stored.total.ms / stored.full_enclave.ms
     after = now.cuts[mine].total.ms / now.full_enclave.ms
     text = f"{after:.2f} of the full-enclave time of the same run, stored {before:.2f}"
@@ -73,14 +63,14 @@ def latency_holds(
 
 
 def candidates(
-    config: SplitConfig, cuts: Sequence[Cut], rows: Sequence[CutRow], now: Profile | None
+    checked: Checked, cuts: Sequence[Cut], rows: Sequence[CutRow], now: Profile | None
 ) -> Candidates:
     """The cuts with their times: those of `now`, which measured them, or those in `rows`."""
-    latency = config.latency_ms
-    assert latency is not None
     if now is not None:
         return Candidates.of(cuts, now.cuts, now.full_enclave, now.full_accelerator)
-    inside, outside = (_figure(latency, part) for part in ("full_enclave", "full_accelerator"))
+    inside, outside = (
+        _duration(checked.latency, part) for part in ("full_enclave", "full_accelerator")
+    )
     return Candidates.of(cuts, row_times(rows, cuts), inside, outside)
 
 
@@ -93,14 +83,13 @@ def leaks(rows: Sequence[CutRow], safe: Collection[str]) -> dict[str, float]:
     }
 
 
-def still_pays(
-    result: CheckResult, config: SplitConfig, graph: LayerGraph, found: Candidates
-) -> None:
+def still_pays(result: CheckResult, checked: Checked, found: Candidates) -> None:
     """Whether the split is still faster than the whole model inside, where times can say."""
-    advice = found.advise(_position(graph, found.cuts, config))
-    if advice is None or advice.what == "not compared" or config.recommendation is None:
+    advice = found.advise(checked.position(found.cuts))
+    before = checked.config.recommendation
+    if advice is None or advice.what == "not compared" or before is None:
         return
-    if config.recommendation == "do not split":
+    if before == "do not split":
         result.add("split or not", "skipped", "the config itself recommends not to split")
     elif advice.what == "split":
         result.add("split or not", "holds", advice.reason)
@@ -110,8 +99,7 @@ def still_pays(
 
 def still_best(
     result: CheckResult,
-    config: SplitConfig,
-    graph: LayerGraph,
+    checked: Checked,
     found: Candidates,
     leaking: Mapping[str, float],
 ) -> None:
@@ -122,8 +110,8 @@ def still_best(
     if best is None:
         result.add("best cut", "skipped", "no cut is safe")
         return
-    mine = _position(graph, cuts, config)
-    stored_safe = {row.name for row in config.cuts if row.safe}
+    mine = checked.position(cuts)
+    stored_safe = {row.name for row in checked.config.cuts if row.safe}
     gain = times[mine].total.ms - times[best].total.ms
     noise = 2 * (times[mine].total.noise_ms ** 2 + times[best].total.noise_ms ** 2) ** 0.5
     pays = gain > max(noise, TIE * times[best].total.ms)
@@ -146,17 +134,11 @@ def row_times(rows: Sequence[CutRow], cuts: Sequence[Cut]) -> list[CutLatency]:
     return [_from_row(by_name[cut.name]) for cut in cuts]
 
 
-def _position(graph: LayerGraph, cuts: Sequence[Cut], config: SplitConfig) -> int:
-    assert config.cut is not None
-    node = graph.cut(config.cut.name).node
-    return next(i for i, cut in enumerate(cuts) if cut.node == node)
-
-
 def _from_row(row: CutRow) -> CutLatency:
     parts = ("enclave", "handoff", "accelerator", "total")
-    return CutLatency(*(_figure(row.latency_ms, part) for part in parts))
+    return CutLatency(*(_duration(row.latency_ms, part) for part in parts))
 
 
-def _figure(latency: object, part: str) -> Figure:
+def _duration(latency: object, part: str) -> Duration:
     time = getattr(latency, part)
-    return Figure(time.ms, time.noise_ms, time.basis, time.backend)
+    return Duration(time.ms, time.noise_ms, time.basis, time.backend)

@@ -2,70 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Unpack
 
-from .. import arguments
 from .. import config as c
-from ..attackers.features import FeatureStore, Making
 from ..attackers.sketch import Sketch
-from ..cache import cache_dir
-from ..datasets import load_images
-from ..errors import DataError, UsageError
 from ..graph import Cut, LayerGraph
-from ..models import LoadedModel, load_model
-from ..profilers.backends import pick_accelerator, pick_enclave
-from ..profilers.base import Profile
+from ..models import LoadedModel
+from ..profilers.base import Conditions, Profile, Verification
 from ..profilers.profile import modelled, profile, verify
 from ..profilers.sgx_model import SgxModel
-from ..traceargs import Tracing
-from .attempt import Bench
-from .budgets import Budget, evidence_of, pick
 from .choose import compares
-from .floor import floor_of
 from .minima import grant_of
-from .protocols import protocol_of
+from .prepare import Prepared, prepare
+from .requests import FindOptions, FindRequest
 from .result import build_config
 from .rule import Verdict
 from .search import Course, Listener, Search
-from .settle import Effort, note, settle
+from .settle import Settling, settle
 from .storage import open_storage
+from .watcher import Silent, Watcher
+
+VERIFIED_RUNS = 15  # of the chosen cut for real
 
 
-class Watcher(Protocol):
-    """Whoever shows progress."""
-
-    def stage(self, text: str, jobs: int | None = None) -> None:
-        """A new stage of the run begins; it has at most `jobs` attacks, where it has any."""
-
-    def progress(self, what: str, share: float) -> None:
-        """Part of the current stage is done; `share` in [0, 1]."""
-
-    def attacked(self, cut: str, attacker: str, score: float | None, leaks: bool) -> None:
-        """An attack ended."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def stage(self, text: str, jobs: int | None = None) -> None:
-        """Nothing."""
-
-    def progress(self, what: str, share: float) -> None:
-        """Nothing."""
-
-    def attacked(self, cut: str, attacker: str, score: float | None, leaks: bool) -> None:
-        """Nothing."""
-
-
-@dataclass
+@dataclass(frozen=True)
 class SplitResult:
     """What `find` found.
 
     Attributes:
-        config: The split config: every figure, setting and warning.
+        config: The split config: every measurement, setting and warning.
         cut: The chosen cut, or None where no cut is safe.
         cuts: All cuts looked at, in execution order.
         verdicts: The rule's answer for each.
@@ -87,214 +53,107 @@ class SplitResult:
 
 
 def find(
-    model: str | LoadedModel,
-    *,
-    ssim: float | None = None,
-    protocol: str = "strict",
-    weights: str = "DEFAULT",
-    data: str | Path | None = None,
-    cuts: str | Sequence[str] | None = None,
-    max_cuts: int = 24,
-    depth: int | None = None,
-    budget: str | Budget | None = None,
-    resolution: int | None = None,
-    scale: str | None = None,
-    attackers: Sequence[str] | None = None,
-    enclave: str = "auto",
-    accelerator: str = "auto",
-    sgx_model: SgxModel | str | None = None,
-    threads: int = 1,
-    batch: int = 1,
-    repetitions: int = 20,
-    storage: str | None = None,
-    workers: int = 1,
-    seed: int = 0,
-    strict: bool = False,
-    trust_model: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: int | None = None,
-    tracing: Tracing | None = None,
-    feature_cache_gib: float = 8.0,
-    exhaustive: bool = False,
-    tune: int = 0,
-    first: tuple[str, str] | None = None,
-    expected_data: str | None = None,
-    times: Profile | None = None,
-    attack: bool = True,
-    command: str = "",
-    watcher: Watcher | None = None,
+    model: str | LoadedModel, *, watcher: Watcher | None = None, **options: Unpack[FindOptions]
 ) -> SplitResult:
     """Find the cut with the lowest latency that no attacker of the panel inverts there or later.
 
     Args:
-        model: A model spec (see `load_model`) or a loaded model.
-        ssim: Threshold in (0, 1]: scores at or above it leak; None is 0.2.
-        protocol: ``strict``, or ``paper``: the published way, which fixes `ssim`, `scale`,
-            `attackers` and the kind of cuts (see `protocols`).
-        weights: ``DEFAULT``, ``none`` or a file.
-        data: Folder of images, or None for generated ones.
-        cuts: Kind of cuts or names, as in `LayerGraph.cuts`; None is ``clean``.
-        max_cuts: Most cuts for ``clean`` and ``all``.
-        depth: Module depth of ``stage``.
-        budget: ``quick``, ``standard`` or ``full``; None is quick without a GPU, else standard.
-        resolution: Side in pixels at which images are rebuilt and scored; None: the budget's.
-        scale: ``corrected`` (above the floor, what None means) or ``raw`` SSIM.
-        attackers: Names, or None for the budget's panel.
-        enclave, accelerator: Backends to profile on; ``auto`` takes the strongest there is.
-        sgx_model: Scale native enclave times (labelled modelled); text is parsed.
-        threads, batch, repetitions: For the profile, equal on both sides.
-        storage: None for a journal in the cache folder, a ``.journal`` file or a database URL.
-        workers: Attacks at a time.
-        seed: For everything random.
-        strict: Default weights that cannot be had are an error.
-        trust_model: Allow a ``.pt2`` file.
-        mean, std, input_size: In place of the model's own preprocessing.
-        tracing: Arguments of ``forward`` to fix and modules to keep whole.
-        feature_cache_gib: Disk for feature maps, GiB.
-        exhaustive: Every attacker on every cut, for comparison with the search.
-        tune: Settings tried for each attacker at the cut returned and at the one before; 0: none.
-        first: A cut and an attacker to begin with; a leak proven there ends the search.
-        expected_data: Hash that the images must have; None takes any.
-        times: Latencies of these very cuts, known already; None profiles them.
-        attack: False attacks nothing: only what the storage has is evidence.
-        command: The command line, for the result.
+        model: A model spec (see `ModelRequest`) or a loaded model.
         watcher: Is told of progress.
+        options: ``ssim``, ``weights``, ``data``, ``budget`` and so on: the names of `FindOptions`,
+            which are the fields of `FindRequest` and of the records that it holds.
 
     Raises:
-        UsageError: A wrong argument.
+        UsageError: A name that there is none of, or a wrong value.
         PartoptError: What else stops a run, by kind.
     """
-    watcher = watcher or Silent()
-    terms = protocol_of(protocol, ssim=ssim, scale=scale, cuts=cuts, attackers=attackers)
-    if not 0 < terms.threshold <= 1:
-        raise UsageError(f"`ssim` got {ssim}; use a threshold above 0 and at most 1")
-    if terms.scale not in ("corrected", "raw"):
-        raise UsageError(f"`scale` got {scale!r}; use 'corrected' or 'raw'")
-    arguments.whole("tune", tune, 0)
-    arguments.whole("workers", workers, 1, arguments.MOST_WORKERS)
-    arguments.whole("batch", batch, 1)
-    arguments.whole("repetitions", repetitions, 1)
-    arguments.whole("max_cuts", max_cuts, 1)
-    arguments.whole("depth", depth, 1)
-    arguments.threads(threads)
-    arguments.seed(seed)
-    arguments.above_zero("feature_cache", feature_cache_gib, "an amount of GiB")
-    if isinstance(sgx_model, str):
-        sgx_model = SgxModel.parse(sgx_model)
-    enclave, accelerator = pick_enclave(enclave), pick_accelerator(accelerator)
-    chosen_budget = pick(budget, accelerator, terms.budgets)
-    panel = chosen_budget.panel(terms.attackers)
-    opened, storage_name = open_storage(storage)
+    return find_cut(FindRequest.of(model, options), watcher)
 
-    watcher.stage("loading and tracing the model")
-    if isinstance(model, str):
-        model = load_model(
-            model, weights=weights, strict=strict, trust_model=trust_model,
-            mean=mean, std=std, input_size=input_size, seed=seed, tracing=tracing,
-        )  # fmt: skip
-    graph = model.trace()
-    listed = graph.cuts(terms.cuts, max_cuts=max_cuts, depth=depth)
-    if not listed:
-        raise UsageError(
-            f"`cuts` got {terms.cuts!r}, which gives no cut of {model.spec}; use 'all'"
-        )
+
+def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResult:
+    """As `find`, of a request."""
+    watcher = watcher or Silent()
+    clock = _Clock(request.timing.conditions(request.seed), request.timing.sgx_model, watcher)
+    opened, storage_name = open_storage(request.storage)
+    ready = prepare(request, watcher)
+    effort, protocol, graph = request.effort, ready.protocol, ready.graph
 
     watcher.stage("profiling all cuts")
-    measured = times or profile(
-        graph, listed, enclave=enclave, accelerator=accelerator, threads=threads, batch=batch,
-        repetitions=repetitions, seed=seed, progress=lambda s: watcher.progress("profile", s),
-    )  # fmt: skip
-    timing = modelled(measured, graph, listed, sgx_model) if sgx_model else measured
-
-    watcher.stage("reading the images" if data else "generating images")
-    images = load_images(
-        data, model.preprocessing, chosen_budget.split, seed=seed,
-        minimum=chosen_budget.minimum_images,
-    )  # fmt: skip
-    if expected_data is not None and images.digest != expected_data:
-        raise DataError(
-            f"`data` got {str(data)!r}, whose images are not those of the evidence (hash "
-            f"{images.digest[:12]} instead of {expected_data[:12]}); give the same folder, or "
-            "accept it with --new-data"
-        )
-    side = resolution_of(resolution, chosen_budget, model)
-    floor = floor_of(images, side, seed)
-    device = "cuda" if accelerator == "cuda" else "cpu"
-    store = FeatureStore(
-        cache_dir("features"), graph, model.preprocessing, images, model.weights_hash,
-        Making(
-            budget_bytes=int(feature_cache_gib * 2**30),
-            device=device,
-            on_progress=watcher.progress,
-        ),
-    )  # fmt: skip
-
-    watcher.stage(f"attacking {len(listed)} cuts with {', '.join(panel)}", len(listed) * len(panel))
-    evidence = evidence_of(chosen_budget, panel, images.split.total, side)
-    sweeps = attack and terms.name == "strict"
-    effort = Effort(
-        graph.cuts("all") if sweeps else [], Sketch(**chosen_budget.sweep),
-        grant_of(images.split, panel, evidence, terms.budgets), tune if attack else 0, workers,
-    )  # fmt: skip
-
-    bench = Bench(
-        store=store, floor=floor, resolution=side, scale=terms.scale, seed=seed, device=device
-    )
+    measured = request.times or clock.measured(graph, ready.cuts)
+    timing = clock.modelled(measured, graph, ready.cuts)
+    settling = _settling(ready)
     listener = Listener(
         on_progress=watcher.progress,
         on_done=lambda cut, a, leaks: watcher.attacked(cut.name, a.attacker, a.score, leaks),
         on_tuned=lambda cut, name, score: watcher.attacked(
-            cut.name, name, score.value, score.low >= terms.threshold
+            cut.name, name, score.value, score.low >= protocol.threshold
         ),
     )
 
     def make(over: list[Cut], latencies: Profile, promoted: frozenset[int]) -> Search:
         inside, outside = latencies.full_enclave, latencies.full_accelerator
         course = Course(
-            threshold=terms.threshold,
-            interval=terms.interval,
-            exhaustive=exhaustive,
-            first=first,
-            attack=attack,
+            threshold=protocol.threshold,
+            interval=protocol.interval,
+            exhaustive=effort.exhaustive,
+            first=request.first,
+            attack=effort.attack,
             whole=inside if compares(inside, outside) else None,
-            grant=effort.grant,
+            grant=settling.grant,
             promoted=promoted,
         )
-        return Search(over, latencies.cuts, bench, panel, course, opened, listener)
+        return Search(over, latencies.cuts, ready.bench, ready.panel, course, opened, listener)
 
     def time_of(more: list[Cut]) -> Profile:
-        found = profile(
-            graph, more, enclave=enclave, accelerator=accelerator, threads=threads, batch=batch,
-            repetitions=repetitions, seed=seed, progress=lambda s: watcher.progress("profile", s),
-        )  # fmt: skip
-        return modelled(found, graph, more, sgx_model) if isinstance(sgx_model, SgxModel) else found
+        return clock.modelled(clock.measured(graph, more), graph, more)
 
-    as_measured = {c.node: t for c, t in zip(listed, measured.cuts, strict=True)}
-    settled = settle(listed, timing, make, time_of, effort, watcher)
-    listed, timing, pick_index = settled.cuts, settled.timing, settled.chosen
-    verdicts, outcome = settled.verdicts, settled.outcome
-    cut = None if pick_index is None else listed[pick_index]
-
+    count, names = len(ready.cuts), ", ".join(ready.panel)
+    watcher.stage(f"attacking {count} cuts with {names}", count * len(ready.panel))
+    settled = settle(ready.cuts, timing, make, time_of, settling, watcher)
+    cut = None if settled.chosen is None else settled.cuts[settled.chosen]
     verified = None
-    if pick_index is not None and times is None:
-        watcher.stage(f"running the split at {listed[pick_index].name} for real")
-        verified = verify(
-            graph, listed[pick_index], as_measured[listed[pick_index].node],
-            enclave=enclave, accelerator=accelerator, threads=threads, batch=batch, seed=seed,
-        )  # fmt: skip
-    config = build_config(
-        model, graph, listed, timing, images, floor, side, chosen_budget, panel, outcome,
-        verdicts, pick_index, verified, terms, seed, storage_name, command,
-    )  # fmt: skip
-    config.privacy.tuned = tune
-    note(config, settled)
-    return SplitResult(config, cut, listed, verdicts, graph, model)
+    if cut is not None and request.times is None:
+        watcher.stage(f"running the split at {cut.name} for real")
+        verified = clock.verified(graph, cut, ready.cuts, measured)
+    config = build_config(ready, settled, verified, storage_name)
+    return SplitResult(config, cut, settled.cuts, settled.verdicts, graph, ready.model)
 
 
-def resolution_of(asked: int | None, budget: Budget, model: LoadedModel) -> int:
-    """The side in pixels that images are rebuilt and scored at."""
-    own = model.preprocessing.input_size
-    if asked is not None and not 16 <= asked <= own:
-        raise UsageError(f"`resolution` got {asked}; use 16 to the model's input size, {own}")
-    return asked or min(own, budget.resolution or own)
+def _settling(ready: Prepared) -> Settling:
+    """What is done between the search and an answer that stands."""
+    effort, protocol = ready.request.effort, ready.protocol
+    sweeps = effort.attack and protocol.name == "strict"
+    return Settling(
+        every=ready.graph.cuts("all") if sweeps else [],
+        sketch=Sketch(**ready.budget.sweep),
+        grant=grant_of(ready.images.split, ready.panel, ready.evidence, protocol.budgets),
+        tune=effort.tune if effort.attack else 0,
+        workers=effort.workers,
+    )
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Times cuts under one set of conditions."""
+
+    conditions: Conditions
+    sgx_model: SgxModel | None
+    watcher: Watcher
+
+    def measured(self, graph: LayerGraph, cuts: list[Cut]) -> Profile:
+        """Times of cuts as they were measured."""
+        return profile(
+            graph, cuts, self.conditions, progress=lambda s: self.watcher.progress("profile", s)
+        )
+
+    def modelled(self, measured: Profile, graph: LayerGraph, cuts: list[Cut]) -> Profile:
+        """The same, scaled where that was asked for."""
+        return modelled(measured, graph, cuts, self.sgx_model) if self.sgx_model else measured
+
+    def verified(
+        self, graph: LayerGraph, cut: Cut, cuts: list[Cut], measured: Profile
+    ) -> Verification:
+        """The chosen cut, run for real, against what was measured of `cuts`."""
+        by_node = {c.node: latency for c, latency in zip(cuts, measured.cuts, strict=True)}
+        runs = replace(self.conditions, repetitions=VERIFIED_RUNS)
+        return verify(graph, cut, by_node[cut.node], runs)

@@ -8,7 +8,6 @@ figures count, and then only where they are those of the terms.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,64 +16,28 @@ from ..attackers.features import FeatureStore
 from ..cache import nothing_cached
 from ..config import SplitConfig
 from ..datasets import GENERATED, ImageSet, Split, load_images
-from ..graph import Cut, LayerGraph
-from ..models import LoadedModel
 from . import drift
-from .checked import CheckResult
-from .find import SplitResult, Watcher, find
+from .check_request import EvidenceSources
+from .checked import Checked, CheckResult
+from .find import SplitResult, find_cut
 from .keys import attack_key, plugin_source
 from .minima import grant_of
-from .policy import Policy, Terms, laxer
+from .policy import Terms, laxer
+from .requests import CutChoice, Effort, FindRequest, ImageChoice, Timing
 from .rule import Evidence, judge
 from .sweep import may_leak
+from .watcher import Watcher
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A split config, the model that it is held against, and the terms.
-
-    Attributes:
-        deployed: The cut under test.
-        cuts: All cuts that must be judged, the deployed one among them.
-        same: Whether graph and weights are those that the config names.
-    """
-
-    config: SplitConfig
-    loaded: LoadedModel
-    graph: LayerGraph
-    policy: Policy
-    terms: Terms
-    deployed: Cut
-    cuts: list[Cut]
-    same: bool
-
-
-@dataclass(frozen=True)
-class How:
-    """Where evidence may come from.
-
-    Attributes:
-        attack: False never attacks.
-        reattack: Nothing stored is evidence: every attack is run, in an empty cache.
-        new_data: Images other than those of the evidence are accepted.
-        storage, workers, watcher: As for `find`.
-    """
-
-    attack: bool = True
-    reattack: bool = False
-    new_data: bool = False
-    storage: str | None = None
-    workers: int = 1
-    watcher: Watcher | None = None
-
-
-def privacy(result: CheckResult, subject: Subject, how: How) -> set[str] | None:
+def privacy(
+    result: CheckResult, checked: Checked, sources: EvidenceSources, watcher: Watcher | None
+) -> set[str] | None:
     """Decide on privacy; names of the safe cuts, or None where there is nothing to choose on."""
-    policy, terms = subject.policy, subject.terms
-    reasons = laxer(subject.config, terms, subject.cuts, subject.loaded)
-    trusted = policy.trust_stored and subject.same and not (how.reattack or how.new_data)
+    policy, terms = checked.policy, checked.terms
+    reasons = laxer(checked.config, terms, checked.cuts, checked.model)
+    trusted = policy.trust_stored and checked.same and not (sources.reattack or sources.new_data)
     if trusted and not reasons:
-        reasons = _foreign(subject)
+        reasons = _foreign(checked)
     if reasons:
         result.add(
             "policy",
@@ -85,28 +48,28 @@ def privacy(result: CheckResult, subject: Subject, how: How) -> set[str] | None:
     else:
         result.add("policy", "holds", f"{terms.text}, by {policy.source}")
     if trusted and not reasons:
-        return stored_evidence(result, subject.config, terms, subject.deployed.name)
-    return _own_evidence(result, subject, how)
+        return stored_evidence(result, checked.config, terms, checked.cut.name)
+    return _own_evidence(result, checked, sources, watcher)
 
 
-def _foreign(subject: Subject) -> list[str]:
+def _foreign(checked: Checked) -> list[str]:
     """Stored attacks that are not those of these terms on this model, by their keys."""
-    config, terms, p = subject.config, subject.terms, subject.config.privacy
-    if subject.policy.data is None:
+    config, terms, p = checked.config, checked.terms, checked.config.privacy
+    if checked.policy.data is None:
         split = Split(**p.images)
         images = ImageSet(np.empty((0, 3, 0, 0), np.uint8), split, p.data, p.data_hash)
     else:
         images = load_images(
-            subject.policy.data,
-            subject.loaded.preprocessing,
+            checked.policy.data,
+            checked.model.preprocessing,
             terms.budget.split,
             seed=terms.seed,
             minimum=terms.budget.minimum_images,
         )
-    loaded = subject.loaded
-    store = FeatureStore(Path(), subject.graph, loaded.preprocessing, images, loaded.weights_hash)
+    loaded = checked.model
+    store = FeatureStore(Path(), checked.graph, loaded.preprocessing, images, loaded.weights_hash)
     rows, side, wrong = {row.name: row for row in config.cuts}, terms.side(loaded), []
-    for cut in subject.cuts:
+    for cut in checked.cuts:
         for attack in rows[cut.name].attacks:
             attacker = terms.panel.get(attack.attacker)
             if attacker is None or attack.score is None:
@@ -155,11 +118,13 @@ def stored_evidence(
     return {name for name, v in zip(names, verdicts, strict=True) if v.safe}
 
 
-def _own_evidence(result: CheckResult, subject: Subject, how: How) -> set[str] | None:
+def _own_evidence(
+    result: CheckResult, checked: Checked, sources: EvidenceSources, watcher: Watcher | None
+) -> set[str] | None:
     """What this machine stored of its own attacks, and attacks for what is missing."""
-    config, terms = subject.config, subject.terms
+    config, terms = checked.config, checked.terms
     made_on = config.privacy.data
-    if subject.policy.data is None and not made_on.startswith(GENERATED):
+    if checked.policy.data is None and not made_on.startswith(GENERATED):
         result.add(
             "privacy",
             "undecided",
@@ -167,18 +132,18 @@ def _own_evidence(result: CheckResult, subject: Subject, how: How) -> set[str] |
             "the settings, or say --trust-stored to believe the split config",
         )
         return None
-    if terms.tune and not how.attack:
+    if terms.tune and not sources.attack:
         result.add("privacy", "undecided", "`tune` is asked for and attacks are switched off")
         return None
-    with nothing_cached() if how.reattack else contextlib.nullcontext():
-        found = _find(subject, how)
+    with nothing_cached() if sources.reattack else contextlib.nullcontext():
+        found = _find(checked, sources, watcher)
     result.found = found
     by_name = dict(zip((c.name for c in found.cuts), found.verdicts, strict=True))
-    verdict = by_name[subject.deployed.name]
+    verdict = by_name[checked.cut.name]
     ran = found.config.search.trials_run
     said = (
         f"attacked again at budget {terms.budget.name}"
-        if ran or how.reattack
+        if ran or sources.reattack
         else f"by this machine's own attacks at budget {terms.budget.name}"
     )
     limit = terms.protocol.threshold
@@ -196,7 +161,7 @@ def _own_evidence(result: CheckResult, subject: Subject, how: How) -> set[str] |
             "regressed",
             f"{said}: {verdict.reason}, at least {reached:.2f} against {limit:g}",
         )
-    elif not how.attack:
+    elif not sources.attack:
         result.add(
             "privacy",
             "undecided",
@@ -208,35 +173,41 @@ def _own_evidence(result: CheckResult, subject: Subject, how: How) -> set[str] |
     return None
 
 
-def _find(subject: Subject, how: How) -> SplitResult:
+def _find(checked: Checked, sources: EvidenceSources, watcher: Watcher | None) -> SplitResult:
     """Run `find` at the policy's terms, the deployed cut's strongest attacker first."""
-    config, terms = subject.config, subject.terms
-    latency = config.latency_ms
-    assert latency is not None
+    config, terms = checked.config, checked.terms
+    latency = checked.latency
     scored = {a.attacker: a.score for a in config.privacy.attacks if a.score is not None}
     names = list(terms.panel)
     strongest = max(names, key=lambda n: scored.get(n, -1.0))
     as_made = (config.privacy.budget, config.seed) == (terms.budget.name, terms.seed)
     protocol = terms.protocol
-    return find(
-        subject.loaded,
-        ssim=protocol.threshold,
-        protocol=protocol.name,
-        data=subject.policy.data,
-        cuts=[cut.name for cut in subject.cuts],
-        budget=terms.budget.name,
-        resolution=terms.resolution,
-        scale=protocol.scale,
-        attackers=names,
-        threads=latency.threads,
-        batch=latency.batch,
-        storage=how.storage,
-        workers=how.workers,
-        seed=terms.seed,
-        tune=terms.tune,
-        first=(subject.deployed.name, strongest),
-        expected_data=config.privacy.data_hash if as_made and not how.new_data else None,
-        times=drift.stored_times(config, subject.cuts),
-        attack=how.attack,
-        watcher=how.watcher,
+    return find_cut(
+        FindRequest(
+            model=checked.model,
+            protocol=protocol.name,
+            ssim=protocol.threshold,
+            scale=protocol.scale,
+            which_cuts=CutChoice(cuts=[cut.name for cut in checked.cuts]),
+            images=ImageChoice(
+                data=checked.policy.data,
+                expected_data=(
+                    config.privacy.data_hash if as_made and not sources.new_data else None
+                ),
+            ),
+            effort=Effort(
+                budget=terms.budget.name,
+                attackers=names,
+                resolution=terms.resolution,
+                tune=terms.tune,
+                workers=sources.workers,
+                attack=sources.attack,
+            ),
+            timing=Timing(threads=latency.threads, batch=latency.batch),
+            storage=sources.storage,
+            seed=terms.seed,
+            first=(checked.cut.name, strongest),
+            times=drift.stored_times(checked),
+        ),
+        watcher,
     )

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 from ..attackers.base import Attacker
 from ..attackers.panel import ATTACKERS
+from ..choices import BudgetName, ProtocolName, ScaleName, one_of
 from ..config import SplitConfig
 from ..graph import Cut, LayerGraph
 from ..identity import of_this_scheme
 from ..models import LoadedModel
-from .budgets import Budget, pick
+from .budgets import Budget, budget_of
 from .protocols import Protocol, protocol_of
 from .result import ATTACK, attack_label
 
 _SAID = "the command line"
-_ORDER = ("quick", "standard", "full")
+_ORDER = get_args(BudgetName)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """The terms of a check, from a settings file or the command line; None is not said.
 
@@ -35,11 +36,11 @@ class Policy:
     """
 
     source: str = "the built-in policy"
-    protocol: str | None = None
+    protocol: ProtocolName | None = None
     ssim: float | None = None
-    budget: str | None = None
+    budget: BudgetName | None = None
     resolution: int | None = None
-    scale: str | None = None
+    scale: ScaleName | None = None
     attackers: Sequence[str] | None = None
     cuts: str | Sequence[str] | None = None
     max_cuts: int | None = None
@@ -53,6 +54,11 @@ class Policy:
     weights: str | None = None
     data: str | None = None
     trust_stored: bool | None = None
+
+    def __post_init__(self) -> None:
+        one_of("protocol", self.protocol, ProtocolName)
+        one_of("budget", self.budget, BudgetName)
+        one_of("scale", self.scale, ScaleName)
 
     def over(self, other: Policy) -> Policy:
         """`other`, with what this one says in its place."""
@@ -78,7 +84,8 @@ class Policy:
             built_in = protocol_of("strict").threshold
             if ssim is None and 0 < promised.threshold < built_in:
                 ssim = promised.threshold
-            budget = budget or max(pick(None, accelerator).name, promised.budget, key=_ORDER.index)
+            own = budget_of(None, accelerator).name
+            budget = budget or max(own, promised.budget, key=_ORDER.index)
         protocol = protocol_of(
             self.protocol or "strict",
             ssim=ssim,
@@ -86,24 +93,24 @@ class Policy:
             cuts=self.cuts,
             attackers=attackers,
         )
-        effort = pick(budget, accelerator, protocol.budgets)
+        effort = budget_of(budget, accelerator, protocol.budgets)
         names = protocol.attackers
         if names is None:
             further = [a.name for a in promised.attackers if a.name in ATTACKERS]
             names = list(dict.fromkeys([*effort.settings, *further]))
         return Terms(
-            protocol,
-            effort,
-            effort.panel(names),
-            self.seed or 0,
-            self.tune or 0,
-            self.resolution,
-            24 if self.max_cuts is None else self.max_cuts,
-            self.depth,
+            protocol=protocol,
+            budget=effort,
+            panel=effort.panel(names),
+            seed=self.seed or 0,
+            tune=self.tune or 0,
+            resolution=self.resolution,
+            max_cuts=24 if self.max_cuts is None else self.max_cuts,
+            depth=self.depth,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Terms:
     """A policy with nothing left open; arguments of `find`."""
 

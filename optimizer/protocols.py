@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..choices import ProtocolName, ScaleName, one_of
 from ..datasets import Split
 from ..errors import UsageError
 from .budgets import BUDGETS, Budget
@@ -33,7 +34,7 @@ PUBLISHED_BUDGETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """What a run goes by.
 
@@ -48,9 +49,9 @@ class Protocol:
         budgets: Levels of effort by name.
     """
 
-    name: str
+    name: ProtocolName
     threshold: float
-    scale: str
+    scale: ScaleName
     interval: bool
     rule: str
     cuts: str | Sequence[str]
@@ -59,10 +60,10 @@ class Protocol:
 
 
 def protocol_of(
-    name: str,
+    name: ProtocolName,
     *,
     ssim: float | None = None,
-    scale: str | None = None,
+    scale: ScaleName | None = None,
     cuts: str | Sequence[str] | None = None,
     attackers: Sequence[str] | None = None,
 ) -> Protocol:
@@ -71,13 +72,19 @@ def protocol_of(
     Raises:
         UsageError: Unknown protocol, or a choice that the published protocol has made already.
     """
+    one_of("protocol", name, ProtocolName)
+    one_of("scale", scale, ScaleName)
     if name == "strict":
         return Protocol(
-            name, PUBLISHED_THRESHOLD if ssim is None else ssim, scale or "corrected", True, TEXT,
-            "clean" if cuts is None else cuts, list(attackers) if attackers else None, BUDGETS,
-        )  # fmt: skip
-    if name != "paper":
-        raise UsageError(f"`protocol` got {name!r}; use 'strict' or 'paper'")
+            name=name,
+            threshold=PUBLISHED_THRESHOLD if ssim is None else ssim,
+            scale=scale or "corrected",
+            interval=True,
+            rule=TEXT,
+            cuts="clean" if cuts is None else cuts,
+            attackers=list(attackers) if attackers else None,
+            budgets=BUDGETS,
+        )
     fixed = {
         "ssim": (ssim, PUBLISHED_THRESHOLD),
         "scale": (scale, "raw"),
@@ -90,6 +97,12 @@ def protocol_of(
                 f"`{what}` got {given!r}, but protocol paper means {published!r}; leave it out"
             )
     return Protocol(
-        name, PUBLISHED_THRESHOLD, "raw", False, PUBLISHED_TEXT,
-        "paper" if cuts is None else cuts, ["cgan"], PUBLISHED_BUDGETS,
-    )  # fmt: skip
+        name=name,
+        threshold=PUBLISHED_THRESHOLD,
+        scale="raw",
+        interval=False,
+        rule=PUBLISHED_TEXT,
+        cuts="paper" if cuts is None else cuts,
+        attackers=["cgan"],
+        budgets=PUBLISHED_BUDGETS,
+    )

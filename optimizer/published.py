@@ -1,6 +1,6 @@
-"""What the layer-partitioning paper reports, to stand beside our own figures.
+"""What the layer-partitioning paper reports, to stand beside our own results.
 
-Rajasekar, Loh, Fok and Thing, arXiv:2404.07437. Only its headline figures are used here; runtimes
+Rajasekar, Loh, Fok and Thing, arXiv:2404.07437. Only its headline numbers are used here; runtimes
 are theirs, in seconds, on their machine, and compare with ours as ratios only.
 """
 
@@ -38,7 +38,7 @@ class Published:
 
 PHOTOS, TELEMETRY = "ImageNet", "TON_IoT"
 MODELS = ("vgg16", "resnet50", "efficientnet_b0")
-FIGURES = {
+HEADLINES = {
     ("vgg16", PHOTOS): Published(13, 8, 4.2, 1.4),
     ("resnet50", PHOTOS): Published(5, 4, 4.02, 3.6),
     ("efficientnet_b0", PHOTOS): Published(8, 4, 3.7, 2.5),

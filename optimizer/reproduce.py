@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
-from .. import arguments, ton_iot
+from .. import ton_iot
+from ..choices import AcceleratorName, BudgetName, EnclaveName, ProtocolName, known_names
 from ..config import Attack, CutRow, SplitConfig
 from ..datasets import GENERATED
 from ..errors import UsageError
 from ..graph import Cut, LayerGraph
-from ..models import load_model
-from ..profilers.backends import pick_accelerator, pick_enclave
+from ..model_request import ModelRequest
+from ..models import load
 from ..profilers.base import Profile
 from ..profilers.profile import modelled, profile
 from ..profilers.sgx_model import SgxModel
-from .budgets import BUDGETS, pick
-from .find import Silent, Watcher, find
+from .budgets import BUDGETS, Budget, budget_of
+from .find import find_cut
 from .protocols import PUBLISHED_BUDGETS
-from .published import FIGURES, PHOTOS, TELEMETRY, Published, ratio, share
+from .published import HEADLINES, PHOTOS, TELEMETRY, Published, ratio, share
+from .requests import CutChoice, Effort, FindRequest
+from .watcher import Silent, Watcher
 
 REDUCED_SIZE = 96  # side of the model's input for attacks without a GPU, pixels
 
@@ -108,21 +112,27 @@ class Study:
         return [p for p in self.points if p.published_safe and p.strict_status == "leaks"]
 
 
+class ReproduceOptions(TypedDict, total=False):
+    """What `reproduce` takes as keyword arguments, as `find` does; None is the default."""
+
+    weights: str | None
+    require_weights: bool
+    data: str | Path | None
+    budget: BudgetName | None
+    enclave: EnclaveName | None
+    accelerator: AcceleratorName | None
+    sgx_model: SgxModel | str | None
+    repetitions: int | None
+    storage: str | None
+    seed: int | None
+
+
 def reproduce(
     model: str,
     *,
-    weights: str = "DEFAULT",
-    data: str | Path | None = None,
     cut: str | None = None,
-    budget: str | None = None,
-    enclave: str = "auto",
-    accelerator: str = "auto",
-    sgx_model: SgxModel | str | None = None,
-    repetitions: int = 5,
-    storage: str | None = None,
-    seed: int = 0,
-    strict: bool = False,
     watcher: Watcher | None = None,
+    **options: Unpack[ReproduceOptions],
 ) -> Study:
     """Run both protocols on a model's published points, and time them.
 
@@ -130,49 +140,67 @@ def reproduce(
 
     Args:
         model: A VGG, ResNet or EfficientNet, as for `find`.
-        weights, data, storage, seed, strict: As for `find`.
         cut: One point, by its number from 1 or its name; None takes all.
-        budget: ``quick`` is reduced: fewer images and epochs, smaller inputs for the attacks.
-            ``standard`` and ``full`` attack at the published size.
-        enclave, accelerator, sgx_model, repetitions: For the times, as for `find`.
         watcher: Is told of progress.
+        options: As for `find`, see `ReproduceOptions`. ``budget="quick"`` is reduced: fewer images
+            and epochs, smaller inputs for the attacks; ``standard`` and ``full`` attack at the
+            published size. ``repetitions`` is 5 unless given.
 
     Raises:
         UsageError: No published points for this architecture, or no such point.
     """
-    arguments.seed(seed)
-    arguments.whole("repetitions", repetitions, 1)
+    known = frozenset(ReproduceOptions.__annotations__)
+    given = {"repetitions": 5, **known_names("reproduce", options, known)}
+    asked = FindRequest.of(model, given)
     watcher = watcher or Silent()
-    side, device = pick_enclave(enclave), pick_accelerator(accelerator)
-    effort = pick(budget, device, PUBLISHED_BUDGETS)
+    conditions = asked.timing.conditions(asked.seed)
+    effort = budget_of(asked.effort.budget, conditions.accelerator, PUBLISHED_BUDGETS)
     reduced = effort.name == "quick"
     panel = replace(BUDGETS[effort.name], split=effort.split) if reduced else BUDGETS[effort.name]
     watcher.stage(f"timing {model} at its own size")
-    whole = load_model(model, weights="none")
+    whole = load(ModelRequest(spec=model, weights="none"))
     graph = whole.trace()
     every = graph.cuts("paper")
-    wanted = _pick(graph, every, cut)
-    timed = profile(
-        graph, every, enclave=side, accelerator=device, repetitions=repetitions, seed=seed,
-        progress=lambda s: watcher.progress("profile", s),
-    )  # fmt: skip
-    if sgx_model is not None:
-        how = SgxModel.parse(sgx_model) if isinstance(sgx_model, str) else sgx_model
-        timed = modelled(timed, graph, every, how)
+    wanted = _points_wanted(graph, every, cut)
+    timed = profile(graph, every, conditions, progress=lambda s: watcher.progress("profile", s))
+    if asked.timing.sgx_model is not None:
+        timed = modelled(timed, graph, every, asked.timing.sgx_model)
     size = min(REDUCED_SIZE, whole.preprocessing.input_size) if reduced else None
-    names = [c.name for c in wanted]
-    attacked = load_model(model, weights=weights, strict=strict, input_size=size, seed=seed)
-    found: dict[str, SplitConfig] = {}
-    for protocol, level in (("paper", effort), ("strict", panel)):
-        found[protocol] = find(
-            attacked, protocol=protocol, budget=level, cuts=names, data=data, enclave=enclave,
-            accelerator=accelerator, repetitions=2, storage=storage, seed=seed, watcher=watcher,
-        ).config  # fmt: skip
-    own = whole.preprocessing.input_size
-    return _put_together(model, every, wanted, timed, found["paper"], found["strict"], reduced, own)
+    attacked = load(
+        ModelRequest(
+            spec=model,
+            input_size=size,
+            seed=asked.seed,
+            **{n: given[n] for n in ("weights", "require_weights") if n in given},
+        )
+    )
+
+    def by(protocol: ProtocolName, level: Budget) -> SplitConfig:
+        request = replace(
+            asked,
+            model=attacked,
+            protocol=protocol,
+            which_cuts=CutChoice(cuts=[c.name for c in wanted]),
+            effort=Effort(budget=level),
+            timing=replace(asked.timing, sgx_model=None, repetitions=2),
+        )
+        return find_cut(request, watcher).config
+
+    timings = _Timings(every, wanted, timed, whole.preprocessing.input_size)
+    return _put_together(model, timings, by("paper", effort), by("strict", panel), reduced)
 
 
-def _pick(graph: LayerGraph, every: Sequence[Cut], cut: str | None) -> list[Cut]:
+@dataclass(frozen=True)
+class _Timings:
+    """All published points and those wanted, their times, at which side of the input."""
+
+    every: Sequence[Cut]
+    wanted: Sequence[Cut]
+    profile: Profile
+    input_size: int
+
+
+def _points_wanted(graph: LayerGraph, every: Sequence[Cut], cut: str | None) -> list[Cut]:
     if cut is None:
         return list(every)
     if cut.isdigit():
@@ -225,15 +253,9 @@ def _strongest(attacks: Sequence[Attack]) -> Attack | None:
 
 
 def _put_together(
-    model: str,
-    every: Sequence[Cut],
-    wanted: Sequence[Cut],
-    timed: Profile,
-    paper: SplitConfig,
-    ours: SplitConfig,
-    reduced: bool,
-    own_size: int,
+    model: str, timings: _Timings, paper: SplitConfig, ours: SplitConfig, reduced: bool
 ) -> Study:
+    every, wanted, timed = timings.every, timings.wanted, timings.profile
     kind = TELEMETRY if paper.privacy.data.startswith(ton_iot.PREFIX.rstrip(":")) else PHOTOS
     numbers = {c.name: i for i, c in enumerate(every)}
     full = timed.full_enclave.ms
@@ -258,7 +280,7 @@ def _put_together(
         random_weights=paper.model.random_weights,
         data=p.data,
         kind=kind,
-        published=FIGURES.get((model, kind)),
+        published=HEADLINES.get((model, kind)),
         points=points,
         chosen=next((x.number for x in points if x.published_safe), None),
         strict_chosen=next((x.number for x in points if x.strict_status == "safe"), None),
@@ -268,7 +290,7 @@ def _put_together(
         floor=p.floor,
         resolution=p.resolution,
         images=p.images,
-        input_size=own_size,
+        input_size=timings.input_size,
         attacked_size=attacked,
         cgan=p.attackers[0].settings,
         panel=[a.settings for a in ours.privacy.attackers],

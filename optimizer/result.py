@@ -5,31 +5,31 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 import torch
 
 from .. import config as c
-from ..attackers.base import RISING, Attacker
+from ..attackers.base import RISING
 from ..attackers.scoring import PROTOCOL
-from ..datasets import ImageSet
 from ..graph import Cut, LayerGraph
 from ..identity import graph_hash
 from ..models import LoadedModel
-from ..profilers.base import CutLatency, Figure, Profile, Verification
+from ..profilers.base import CutLatency, Duration, Profile, Verification
 from ..sources import attack_source
-from .budgets import Budget, evidence_of
 from .keys import ATTACK_VERSION
-from .protocols import PUBLISHED_BUDGETS, Protocol
+from .prepare import Prepared
+from .protocols import PUBLISHED_BUDGETS
 from .rule import Verdict
-from .search import Outcome
+from .settle import Settled
 
 ATTACK = "attack"  # among the versions: which attack code the evidence is of
 
 
-def _time(figure: Figure) -> c.Time:
+def _time(duration: Duration) -> c.Time:
     return c.Time(
-        ms=figure.ms, noise_ms=figure.noise_ms, basis=figure.basis, backend=figure.backend
+        ms=duration.ms, noise_ms=duration.noise_ms, basis=duration.basis, backend=duration.backend
     )
 
 
@@ -40,7 +40,9 @@ def _latency(latency: CutLatency) -> dict[str, c.Time]:
     }
 
 
-def _row(cut: Cut, verdict: Verdict, attacks: list[c.Attack], latency: CutLatency) -> c.CutRow:
+def _row(
+    cut: Cut, verdict: Verdict, attacks: list[c.Attack], latency: CutLatency, swept: bool
+) -> c.CutRow:
     strongest = max((a.ssim_raw for a in attacks if a.ssim_raw is not None), default=None)
     suffix_high = verdict.suffix_high if np.isfinite(verdict.suffix_high) else None
     return c.CutRow(
@@ -64,6 +66,7 @@ def _row(cut: Cut, verdict: Verdict, attacks: list[c.Attack], latency: CutLatenc
         attacks=attacks,
         unplaced=verdict.unplaced,
         latency_ms=c.Latency(**_latency(latency)),
+        swept=swept,
     )
 
 
@@ -74,108 +77,25 @@ def _reason(verdict: Verdict, attacks: list[c.Attack]) -> str:
 
 
 def build_config(
-    model: LoadedModel,
-    graph: LayerGraph,
-    cuts: list[Cut],
-    timing: Profile,
-    images: ImageSet,
-    floor: np.ndarray,
-    resolution: int,
-    budget: Budget,
-    panel: dict[str, Attacker],
-    outcome: Outcome,
-    verdicts: list[Verdict],
-    chosen: int | None,
-    verified: Verification | None,
-    protocol: Protocol,
-    seed: int,
-    storage: str,
-    command: str,
+    ready: Prepared, settled: Settled, verified: Verification | None, storage: str
 ) -> c.SplitConfig:
-    """Put model, figures, evidence and warnings of a run together.
+    """Put model, times, evidence and warnings of a run together.
 
     Args:
-        model: The loaded model.
-        graph: Its layer graph.
-        cuts: All cuts looked at.
-        timing: Their latencies, measured or modelled.
-        images: The images.
-        floor: SSIM of the blind attacker per test image.
-        resolution: Side at which images were scored, in pixels.
-        budget: The effort.
-        panel: The attackers that ran.
-        outcome: Their results.
-        verdicts: The rule applied to them.
-        chosen: Index of the cut to use, or None.
+        ready: What the attacks stood on.
+        settled: The answer, and what it stands on.
         verified: The chosen cut run for real.
-        protocol: What the run went by.
-        seed: As asked for.
         storage: Name of the study's storage.
-        command: The command line.
     """
-    attacks = [
-        [outcome.attacks[i, a] for a in panel if (i, a) in outcome.attacks]
-        for i in range(len(cuts))
-    ]
-    rows = [_row(*both) for both in zip(cuts, verdicts, attacks, timing.cuts, strict=True)]
-    privacy = c.Privacy(
-        protocol="paper" if protocol.name == "paper" else "strict",
-        threshold=protocol.threshold,
-        scale="raw" if protocol.scale == "raw" else "corrected",
-        rule=protocol.rule,
-        budget=budget.name,  # type: ignore[arg-type]
-        evidence=evidence_of(budget, panel, images.split.total, resolution),
-        floor=float(floor.mean()),
-        floor_p95=float(np.quantile(floor, 0.95)),
-        ssim=PROTOCOL,
-        resolution=resolution,
-        data=images.source,
-        data_hash=images.digest,
-        images=asdict(images.split),
-        skipped=images.skipped[:50],
-        attackers=[c.Panel(name=n, settings=repr(a)) for n, a in panel.items()],
-    )
-    chosen_cut, chosen_latency = None, None
-    if chosen is not None:
-        cut, verdict = cuts[chosen], verdicts[chosen]
-        privacy.score, privacy.low, privacy.high = verdict.value, verdict.low, verdict.high
-        privacy.attacks = attacks[chosen]
-        chosen_cut = c.CutInfo(
-            name=cut.name,
-            boundary=[
-                c.Tensor(name=s.name, shape=list(s.shape), dtype=s.dtype, bytes=s.bytes)
-                for s in cut.boundary
-            ],
-            aliases=list(cut.aliases),
-            payload_bytes=cut.payload_bytes,
-            head_flops=cut.head_flops,
-            tail_flops=cut.tail_flops,
-            head_param_bytes=cut.head_param_bytes,
-            head_peak_activation_bytes=cut.head_peak_activation_bytes,
-        )
-        chosen_latency = c.ChosenLatency(
-            **_latency(timing.cuts[chosen]),
-            full_enclave=_time(timing.full_enclave),
-            full_accelerator=_time(timing.full_accelerator),
-            threads=timing.threads,
-            batch=timing.batch,
-            repetitions=timing.repetitions,
-            verified=None
-            if verified is None
-            else c.Verified(
-                predicted_ms=verified.predicted_ms,
-                measured_ms=verified.measured_ms,
-                profiled_ms=verified.profiled_ms,
-                error=verified.error,
-            ),
-            worker=None if timing.worker is None else c.Worker(**asdict(timing.worker)),
-        )
+    rows = _rows(ready, settled)
+    swept = _sweep(settled)
+    chosen, outcome, advice = settled.chosen, settled.outcome, settled.advice
     return c.SplitConfig(
-        model=_model_info(model, graph),
-        cut=chosen_cut,
-        latency_ms=chosen_latency,
-        full_enclave_ms=_time(timing.full_enclave),
-        privacy=privacy,
+        model=_model_info(ready.model, ready.graph),
+        cut=None if chosen is None else _chosen_cut(settled.cuts[chosen]),
+        latency_ms=None if chosen is None else _chosen_latency(settled.timing, chosen, verified),
+        full_enclave_ms=_time(settled.timing.full_enclave),
+        privacy=_privacy(ready, settled, rows, swept),
         cuts=rows,
         search=c.Search(
             trials_run=outcome.run,
@@ -185,15 +105,141 @@ def build_config(
             study=outcome.study,
             storage=storage,
         ),
-        seed=seed,
+        seed=ready.request.seed,
         versions=versions(),
         warnings=[
-            *_published(protocol, images, budget, panel),
-            *_warnings(model, images, timing, budget, privacy.evidence, rows, chosen, panel),
-            *(_traced(graph, None if chosen is None else cuts[chosen])),
+            *_advice(settled),
+            *_published(ready),
+            *_warnings(ready, settled, rows),
+            *(_traced(ready.graph, None if chosen is None else settled.cuts[chosen])),
+            *settled.remarks,
         ],
-        command=command,
+        recommendation=None if advice is None else advice.what,
+        recommended_because="" if advice is None else advice.reason,
+        sweep=swept,
+        command=ready.request.command,
     )
+
+
+def _rows(ready: Prepared, settled: Settled) -> list[c.CutRow]:
+    done = settled.outcome.attacks
+    rows = []
+    both = zip(settled.cuts, settled.verdicts, settled.timing.cuts, strict=True)
+    for i, (cut, verdict, latency) in enumerate(both):
+        attacks = [done[i, a] for a in ready.panel if (i, a) in done]
+        rows.append(_row(cut, verdict, attacks, latency, cut.node in settled.promoted))
+    return rows
+
+
+def _privacy(
+    ready: Prepared, settled: Settled, rows: list[c.CutRow], swept: c.Sweep | None
+) -> c.Privacy:
+    protocol, images, floor = ready.protocol, ready.images, ready.floor
+    at: dict[str, Any] = {}
+    if settled.chosen is not None:
+        verdict = settled.verdicts[settled.chosen]
+        highs = [a.high for cut in (swept.cuts if swept else []) for a in cut.attacks]
+        at = {
+            "score": verdict.value,
+            "low": verdict.low,
+            "high": verdict.high,
+            "suffix_high": max([verdict.suffix_high, *(h for h in highs if h is not None)]),
+            "attacks": rows[settled.chosen].attacks,
+        }
+    return c.Privacy(
+        protocol=protocol.name,
+        threshold=protocol.threshold,
+        scale=protocol.scale,
+        rule=protocol.rule,
+        budget=ready.budget.name,
+        evidence=ready.evidence,
+        floor=float(floor.mean()),
+        floor_p95=float(np.quantile(floor, 0.95)),
+        ssim=PROTOCOL,
+        resolution=ready.side,
+        data=images.source,
+        data_hash=images.digest,
+        images=asdict(images.split),
+        skipped=images.skipped[:50],
+        attackers=[c.Panel(name=n, settings=repr(a)) for n, a in ready.panel.items()],
+        tuned=ready.request.effort.tune,
+        shortfall=settled.grant.shortfall,
+        **at,
+    )
+
+
+def _chosen_cut(cut: Cut) -> c.CutInfo:
+    return c.CutInfo(
+        name=cut.name,
+        boundary=[
+            c.Tensor(name=s.name, shape=list(s.shape), dtype=s.dtype, bytes=s.bytes)
+            for s in cut.boundary
+        ],
+        aliases=list(cut.aliases),
+        payload_bytes=cut.payload_bytes,
+        head_flops=cut.head_flops,
+        tail_flops=cut.tail_flops,
+        head_param_bytes=cut.head_param_bytes,
+        head_peak_activation_bytes=cut.head_peak_activation_bytes,
+    )
+
+
+def _chosen_latency(timing: Profile, chosen: int, verified: Verification | None) -> c.ChosenLatency:
+    return c.ChosenLatency(
+        **_latency(timing.cuts[chosen]),
+        full_enclave=_time(timing.full_enclave),
+        full_accelerator=_time(timing.full_accelerator),
+        threads=timing.threads,
+        batch=timing.batch,
+        repetitions=timing.repetitions,
+        verified=None
+        if verified is None
+        else c.Verified(
+            predicted_ms=verified.predicted_ms,
+            measured_ms=verified.measured_ms,
+            profiled_ms=verified.profiled_ms,
+            error=verified.error,
+        ),
+        worker=None if timing.worker is None else c.Worker(**asdict(timing.worker)),
+    )
+
+
+def _sweep(settled: Settled) -> c.Sweep | None:
+    """What cheap attackers reached at the cuts that were not asked for."""
+    swept = settled.swept
+    if swept is None:
+        return None
+    return c.Sweep(
+        attackers=swept.attackers,
+        lead=swept.lead,
+        proportion=swept.proportion,
+        cuts=[
+            c.SweptCut(
+                name=cut.name,
+                tensors=len(cut.boundary),
+                payload_bytes=cut.payload_bytes,
+                attacks=attacks,
+            )
+            for cut, attacks in swept.attacks
+        ],
+    )
+
+
+def _advice(settled: Settled) -> list[str]:
+    """What must be said first: not to split, or that nothing is decided."""
+    found = []
+    if settled.advice is not None and settled.advice.what == "do not split":
+        found.append(f"do not split: {settled.advice.reason}; {CHANGE}")
+    if settled.grant.status == "undecided":
+        found.append(f"nothing is decided: {settled.grant.shortfall}")
+    return found
+
+
+CHANGE = (
+    "an accelerator (--accelerator cuda), times of the machine of deployment (--enclave "
+    "gramine-sgx there, or --sgx-model) or a defence that lets an earlier cut pass would "
+    "change that"
+)
 
 
 def _model_info(model: LoadedModel, graph: LayerGraph) -> c.ModelInfo:
@@ -231,19 +277,17 @@ def _traced(graph: LayerGraph, cut: Cut | None) -> list[str]:
     return found
 
 
-def _published(
-    protocol: Protocol, images: ImageSet, budget: Budget, panel: dict[str, Attacker]
-) -> list[str]:
+def _published(ready: Prepared) -> list[str]:
     """What must be said of a run that follows the published protocol."""
-    if protocol.name != "paper":
+    if ready.protocol.name != "paper":
         return []
     found = [
         "protocol paper is the published one: one attacker, raw SSIM, no floor, no interval; it "
         "does not certify, --protocol strict says what our panel finds"
     ]
     size = PUBLISHED_BUDGETS["full"]
-    wanted, trained = size.split.train, images.split.train
-    epochs = (panel["cgan"].settings()["epochs"], size.settings["cgan"]["epochs"])
+    wanted, trained = size.split.train, ready.images.split.train
+    epochs = (ready.panel["cgan"].settings()["epochs"], size.settings["cgan"]["epochs"])
     if trained < wanted or epochs[0] < epochs[1]:
         found.append(
             f"reduced: {trained} of {wanted} training images, {epochs[0]} of {epochs[1]} epochs; "
@@ -252,17 +296,10 @@ def _published(
     return found
 
 
-def _warnings(
-    model: LoadedModel,
-    images: ImageSet,
-    timing: Profile,
-    budget: Budget,
-    evidence: str,
-    rows: list[c.CutRow],
-    chosen: int | None,
-    panel: dict[str, Attacker],
-) -> list[str]:
-    found = [*model.warnings, *images.warnings, *timing.warnings]
+def _warnings(ready: Prepared, settled: Settled, rows: list[c.CutRow]) -> list[str]:
+    """What must be said of model, images, times and evidence."""
+    budget, panel, evidence, chosen = ready.budget, ready.panel, ready.evidence, settled.chosen
+    found = [*ready.warnings, *settled.timing.warnings]
     if evidence == "screening" and budget.name == "quick":
         found.append(
             "budget quick screens and does not certify: attackers train briefly on few images; "

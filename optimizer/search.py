@@ -27,7 +27,7 @@ from ..errors import ConfigError
 from ..graph import Cut
 from ..hashing import hash_json
 from ..notices import notice
-from ..profilers.base import CutLatency, Figure
+from ..profilers.base import CutLatency, Duration
 from .attempt import Bench, Failed, Reached, Wish, attempt
 from .choose import Candidates, fastest
 from .keys import ATTACK_VERSION, attack_key, plugin_source
@@ -85,7 +85,7 @@ class Course:
     exhaustive: bool = False
     first: tuple[str, str] | None = None
     attack: bool = True
-    whole: Figure | None = None
+    whole: Duration | None = None
     grant: Grant = field(default_factory=Grant)
     promoted: frozenset[int] = frozenset()
 

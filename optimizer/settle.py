@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from .. import config as c
 from ..attackers.sketch import Sketch
 from ..graph import Cut
 from ..profilers.base import Profile
@@ -24,8 +23,8 @@ class Stages(Protocol):
         """A new stage begins."""
 
 
-@dataclass(frozen=True)
-class Effort:
+@dataclass(frozen=True, kw_only=True)
+class Settling:
     """What is done until an answer stands.
 
     Attributes:
@@ -77,7 +76,7 @@ def settle(
     timing: Profile,
     make: Callable[[list[Cut], Profile, frozenset[int]], Search],
     time_of: Callable[[list[Cut]], Profile],
-    effort: Effort,
+    effort: Settling,
     watcher: Stages,
 ) -> Settled:
     """Search, tune and sweep until no cut is left, from the answer on, that may leak.
@@ -147,46 +146,3 @@ def _joined(cuts: Sequence[Cut], timing: Profile, added: Sequence[Cut], more: Pr
     both = [*zip(cuts, timing.cuts, strict=True), *zip(added, more.cuts, strict=True)]
     both.sort(key=lambda pair: pair[0].node)
     return replace(timing, cuts=[latency for _, latency in both])
-
-
-def note(config: c.SplitConfig, settled: Settled) -> None:
-    """Write into a split config what the answer stands on besides the attacks."""
-    grant, swept = settled.grant, settled.swept
-    config.privacy.shortfall = grant.shortfall
-    for cut, row in zip(settled.cuts, config.cuts, strict=True):
-        row.swept = cut.node in settled.promoted
-    if swept is not None:
-        config.sweep = c.Sweep(
-            attackers=swept.attackers,
-            lead=swept.lead,
-            proportion=swept.proportion,
-            cuts=[
-                c.SweptCut(
-                    name=cut.name,
-                    tensors=len(cut.boundary),
-                    payload_bytes=cut.payload_bytes,
-                    attacks=attacks,
-                )
-                for cut, attacks in swept.attacks
-            ],
-        )
-    if settled.chosen is not None:
-        highs = [settled.verdicts[settled.chosen].suffix_high]
-        attacks = [a for s in (config.sweep.cuts if config.sweep else []) for a in s.attacks]
-        highs += [a.high for a in attacks if a.high is not None]
-        config.privacy.suffix_high = max(highs)
-    if grant.status == "undecided":
-        config.warnings.insert(0, f"nothing is decided: {grant.shortfall}")
-    if settled.advice is not None:
-        config.recommendation = settled.advice.what
-        config.recommended_because = settled.advice.reason
-        if settled.advice.what == "do not split":
-            config.warnings.insert(0, f"do not split: {settled.advice.reason}; {CHANGE}")
-    config.warnings += settled.remarks
-
-
-CHANGE = (
-    "an accelerator (--accelerator cuda), times of the machine of deployment (--enclave "
-    "gramine-sgx there, or --sgx-model) or a defence that lets an earlier cut pass would "
-    "change that"
-)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from ..attackers.pictures import sheet
 from ..attackers.scoring import Score
 from ..datasets import at_resolution, pictures_in
 from ..graph import Cut
+from ..models import LoadedModel
 from .attempt import Failed, Reached, Wish, attempt_twice
 from .budgets import Budget
-from .find import Silent, Watcher
-from .ground import Ground, bench_of, lay
+from .prepare import Prepared, prepare
+from .requests import AttackOptions, FindRequest
+from .watcher import Silent, Watcher
 
 SHOWN = 8
 
@@ -72,22 +74,27 @@ class CutAttack:
         sheet(rows).save(path, format="PNG")
 
 
-def attack_cut(model: str, cut: str, **arguments: Any) -> CutAttack:
+def attack_cut(
+    model: str | LoadedModel,
+    cut: str,
+    *,
+    show: str | Path | None = None,
+    watcher: Watcher | None = None,
+    **options: Unpack[AttackOptions],
+) -> CutAttack:
     """Run attackers on one cut; arguments as in `attack_cuts`."""
-    return next(attack_cuts(model, [cut], **arguments))
+    return next(attack_cuts(model, [cut], show=show, watcher=watcher, **options))
 
 
 def attack_cuts(
-    model: str,
+    model: str | LoadedModel,
     cuts: str | Sequence[str],
     *,
-    scale: str = "corrected",
-    seed: int = 0,
     show: str | Path | None = None,
     watcher: Watcher | None = None,
-    **arguments: Any,
+    **options: Unpack[AttackOptions],
 ) -> Iterator[CutAttack]:
-    """Run attackers on cuts, one after the other; arguments besides these as in `lay`.
+    """Run attackers on cuts, one after the other; options as in `find`, see `AttackOptions`.
 
     Pictures are of the first test images, or of those in the folder `show`, which are rebuilt like
     them and count for no figure.
@@ -97,13 +104,15 @@ def attack_cuts(
     more with safer settings; if that fails too its result has no score, and says why.
     """
     watcher = watcher or Silent()
-    ground = lay(model, cuts, watcher, seed=seed, **arguments)
+    request = FindRequest.of(model, options, "attack_cuts", AttackOptions)
+    request = replace(request, which_cuts=replace(request.which_cuts, cuts=cuts))
+    ground = prepare(request, watcher)
     images, lpips = ground.images, lpips_measure()
-    shown = pictures_in(show, ground.loaded.preprocessing, SHOWN) if show is not None else None
+    shown = pictures_in(show, ground.model.preprocessing, SHOWN) if show is not None else None
     originals = ground.pictures[slice(*images.bounds("test"))][:SHOWN]
     if shown is not None:
         originals = at_resolution(shown, ground.side)
-    bench = bench_of(ground, seed, scale)
+    bench = ground.bench
     for i, target in enumerate(ground.cuts):
         fitted: dict[Key, Fitted] = {}
         results = []
@@ -122,8 +131,8 @@ def attack_cuts(
             found = results[-1].score
             watcher.attacked(target.name, name, found.value if found else None, False)
         yield CutAttack(
-            model=ground.loaded.spec,
-            weights=ground.loaded.weights,
+            model=ground.model.spec,
+            weights=ground.model.weights,
             cut=target.name,
             data=images.source,
             resolution=ground.side,
@@ -175,7 +184,9 @@ def _result(
     )
 
 
-def _pictures(ground: Ground, cut: Cut, reached: Reached, shown: np.ndarray | None) -> torch.Tensor:
+def _pictures(
+    ground: Prepared, cut: Cut, reached: Reached, shown: np.ndarray | None
+) -> torch.Tensor:
     """What is to be seen: the first test images, or the pictures asked for, as rebuilt."""
     few = reached.unseen.features.take(range(min(SHOWN, len(reached.unseen.images))))
     maps = few if shown is None else ground.store.maps_of(cut, shown)

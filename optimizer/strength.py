@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 from ..attackers.base import Attacker
 from ..attackers.scoring import Score
 from ..errors import AttackError, UsageError
+from ..models import LoadedModel
 from .attempt import Failed, Wish, attempt
-from .find import Silent, Watcher
-from .ground import bench_of, lay
+from .prepare import prepare
+from .protocols import PUBLISHED_THRESHOLD
+from .requests import AttackOptions, FindRequest
+from .watcher import Silent, Watcher
 
 RISE = 0.01  # growth of the score over the last step that counts as still rising
 FEWEST = 16
@@ -66,27 +69,31 @@ class Strength:
         return found
 
 
+class StrengthOptions(AttackOptions, total=False):
+    """What `strength` takes as keyword arguments besides its own; None is the default."""
+
+    ssim: float | None
+
+
 def strength(
-    model: str,
+    model: str | LoadedModel,
     cut: str,
     *,
     images: Sequence[int] | None = None,
     epochs: Sequence[int] | None = None,
-    ssim: float = 0.2,
-    seed: int = 0,
     watcher: Watcher | None = None,
-    **arguments: Any,
+    **options: Unpack[StrengthOptions],
 ) -> Strength:
     """Attack one cut with growing numbers of training images and of epochs.
 
-    Test images and validation images stay the same. Arguments besides these as in `lay`.
+    Test images and validation images stay the same.
 
     Args:
         model, cut: Which one.
         images: Numbers of training images; None is 100 and its doublings up to all there are.
         epochs: For attackers that train in epochs; None is a third of the budget's, and all.
-        ssim: The threshold that a rise is held against.
-        seed, watcher: As for `find`.
+        watcher: Is told of progress.
+        options: As for `find`; ``ssim`` is the threshold that a rise is held against.
 
     Raises:
         UsageError: A number that is too small or more than there are.
@@ -94,9 +101,12 @@ def strength(
     watcher = watcher or Silent()
     if epochs is not None and min(epochs, default=0) < 1:
         raise UsageError(f"`epochs` got {list(epochs)}; use 1 or more")
-    ground = lay(model, [cut], watcher, seed=seed, **arguments)
+    request = FindRequest.of(model, options, "strength", StrengthOptions)
+    request = replace(request, which_cuts=replace(request.which_cuts, cuts=[cut]))
+    ssim = PUBLISHED_THRESHOLD if request.ssim is None else request.ssim
+    ground = prepare(request, watcher)
     sizes = _sizes(images, ground.images.split.train)
-    target, bench = ground.cuts[0], bench_of(ground, seed)
+    target, bench = ground.cuts[0], ground.bench
     cells = []
     for name, attacker in ground.panel.items():
         for tried in _lengths(attacker, epochs):
@@ -113,8 +123,8 @@ def strength(
                 score = reached.score
                 watcher.attacked(target.name, what, score.value, score.low >= ssim)
     return Strength(
-        model=ground.loaded.spec,
-        weights=ground.loaded.weights,
+        model=ground.model.spec,
+        weights=ground.model.weights,
         cut=target.name,
         data=ground.images.source,
         resolution=ground.side,

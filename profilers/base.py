@@ -1,15 +1,48 @@
-"""What a profile is: figures that say how they were come by."""
+"""What a profile is: durations that say how they were come by, and under which conditions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ..arguments import whole
+
 Basis = Literal["measured", "modelled"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What times are measured under.
+
+    Attributes:
+        enclave, accelerator: Names of backends, already resolved.
+        threads: Compute threads on both sides.
+        batch: Images a run, on both sides.
+        repetitions: Kept runs; medians are reported.
+        warmup: Runs before those.
+        seed: For the input's values.
+
+    Raises:
+        UsageError: A number below 1, or below 0 for `warmup`.
+    """
+
+    enclave: str = "native"
+    accelerator: str = "cpu"
+    threads: int = 1
+    batch: int = 1
+    repetitions: int = 20
+    warmup: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole("threads", self.threads, 1)
+        whole("batch", self.batch, 1)
+        whole("repetitions", self.repetitions, 1)
+        whole("warmup", self.warmup, 0)
+
+
 @dataclass(frozen=True)
-class Figure:
+class Duration:
     """A time with its origin.
 
     Attributes:
@@ -24,8 +57,10 @@ class Figure:
     basis: Basis
     backend: str
 
-    def plus(self, ms: float, *, basis: Basis | None = None, backend: str | None = None) -> Figure:
-        """The same figure with `ms` more."""
+    def plus(
+        self, ms: float, *, basis: Basis | None = None, backend: str | None = None
+    ) -> Duration:
+        """The same with `ms` more."""
         return replace(
             self,
             ms=self.ms + ms,
@@ -38,15 +73,15 @@ class Figure:
 class CutLatency:
     """Predicted latency of one cut, for one batch: the three parts and their sum."""
 
-    enclave: Figure
-    handoff: Figure
-    accelerator: Figure
-    total: Figure
+    enclave: Duration
+    handoff: Duration
+    accelerator: Duration
+    total: Duration
 
 
-def total_of(*parts: Figure) -> Figure:
+def total_of(*parts: Duration) -> Duration:
     """The sum of independent parts; modelled if any part is."""
-    return Figure(
+    return Duration(
         ms=sum(p.ms for p in parts),
         noise_ms=sum(p.noise_ms**2 for p in parts) ** 0.5,
         basis="modelled" if any(p.basis == "modelled" for p in parts) else "measured",
@@ -90,8 +125,8 @@ class Profile:
     """
 
     cuts: list[CutLatency]
-    full_enclave: Figure
-    full_accelerator: Figure
+    full_enclave: Duration
+    full_accelerator: Duration
     threads: int
     batch: int
     repetitions: int

@@ -19,7 +19,7 @@ from ..graph import Cut, LayerGraph
 from ..splitting import split
 from . import handoff as _handoff
 from .backends import ACCELERATORS, ENCLAVES
-from .base import CutLatency, Figure, Profile, Verification, WorkerCost, total_of
+from .base import Conditions, CutLatency, Duration, Profile, Verification, WorkerCost, total_of
 from .instrumented import Pass, Subject, WorkerPass
 from .memory import keep_memory
 from .sgx_model import SgxModel
@@ -56,14 +56,8 @@ def one_setting(threads: int) -> Iterator[None]:
 def profile(
     graph: LayerGraph,
     cuts: Sequence[Cut],
+    conditions: Conditions | None = None,
     *,
-    enclave: str = "native",
-    accelerator: str = "cpu",
-    threads: int = 1,
-    batch: int = 1,
-    repetitions: int = 20,
-    warmup: int = 3,
-    seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Profile:
     """Measure enclave time, hand-off and accelerator time of every cut.
@@ -74,32 +68,31 @@ def profile(
     Args:
         graph: The layer graph.
         cuts: In execution order.
-        enclave, accelerator: Names of backends, already resolved.
-        threads: Compute threads on both sides.
-        batch: Images a run, on both sides.
-        repetitions: Kept runs; medians are reported.
-        warmup: Runs before those.
-        seed: For the input's values.
+        conditions: Where and how often; None is this process, without an enclave.
         progress: Called with the share done.
+
+    Raises:
+        UsageError: A batch that the model does not run at.
     """
-    if batch < 1 or repetitions < 1:
-        raise UsageError(f"`batch` and `repetitions` got {batch} and {repetitions}; use 1 or more")
+    how = conditions or Conditions()
+    enclave, accelerator, batch = how.enclave, how.accelerator, how.batch
+    repetitions = how.repetitions
     if graph.fixed_batch is not None and batch != graph.fixed_batch:
         raise UsageError(
             f"`batch` got {batch}, but this model runs at batch {graph.fixed_batch} only"
         )
-    example = _example(graph, batch, seed)
+    example = _example(graph, how)
     payloads = sorted({_payload(c, graph, batch) for c in cuts})
     times: dict[int, list[float]] = {size: [] for size in payloads}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(one_setting(threads))
+        stack.enter_context(one_setting(how.threads))
         channel = stack.enter_context(_handoff.handoff(max(payloads, default=1)))
         subject = Subject.of(graph, cuts, example)
         inside = stack.enter_context(contextlib.closing(ENCLAVES[enclave](subject)))
         # On one and the same device a pass is a pass: twice the repetitions, half the noise.
         same = enclave == "native" and accelerator == "cpu"
         outside = inside if same else ACCELERATORS[accelerator](subject)
-        for _ in range(warmup):
+        for _ in range(how.warmup):
             inside.once(keep=False)
             outside.once(keep=False)
         # A hand-off takes about as long as a pass and varies less.
@@ -112,20 +105,20 @@ def profile(
                 times[size].append(channel.once(size) + _upload(size, accelerator))
             if progress is not None:
                 progress((i + 1) / repetitions)
-    how = _handoff.BACKEND + (" + copy to the GPU" if accelerator == "cuda" else "")
-    handoffs = {size: _figure(samples, how) for size, samples in times.items()}
+    by = _handoff.BACKEND + (" + copy to the GPU" if accelerator == "cuda" else "")
+    handoffs = {size: _duration(samples, by) for size, samples in times.items()}
     at_in, at_out = inside.result(), outside.result()
     latencies = []
     for i, cut in enumerate(cuts):
-        head = _figure(at_in.at[:, i], enclave)
-        tail = _figure(at_out.end - at_out.at[:, i], accelerator)
+        head = _duration(at_in.at[:, i], enclave)
+        tail = _duration(at_out.end - at_out.at[:, i], accelerator)
         hand = handoffs[_payload(cut, graph, batch)]
         latencies.append(CutLatency(head, hand, tail, total_of(head, hand, tail)))
     return Profile(
         cuts=latencies,
-        full_enclave=_figure(at_in.end, enclave),
-        full_accelerator=_figure(at_out.end, accelerator),
-        threads=threads,
+        full_enclave=_duration(at_in.end, enclave),
+        full_accelerator=_duration(at_out.end, accelerator),
+        threads=how.threads,
         batch=batch,
         repetitions=repetitions,
         warnings=_warnings(enclave, accelerator, subject),
@@ -156,9 +149,9 @@ def _warnings(enclave: str, accelerator: str, subject: Subject) -> list[str]:
 def modelled(measured: Profile, graph: LayerGraph, cuts: Sequence[Cut], model: SgxModel) -> Profile:
     """The same profile with enclave times scaled by `model` and labelled so."""
 
-    def scale(figure: Figure, parameters: int, activations: int) -> Figure:
-        ms = model.enclave_ms(figure.ms, parameters + activations * measured.batch)
-        return Figure(ms, figure.noise_ms * model.slowdown, "modelled", model.label())
+    def scale(native: Duration, parameters: int, activations: int) -> Duration:
+        ms = model.enclave_ms(native.ms, parameters + activations * measured.batch)
+        return Duration(ms, native.noise_ms * model.slowdown, "modelled", model.label())
 
     latencies = []
     for cut, latency in zip(cuts, measured.cuts, strict=True):
@@ -189,43 +182,37 @@ def _payload(cut: Cut, graph: LayerGraph, batch: int) -> int:
     return cut.payload_bytes * batch // max(1, graph.inputs[0].shape[0])
 
 
-def _figure(seconds: Sequence[float] | np.ndarray, backend: str) -> Figure:
+def _duration(seconds: Sequence[float] | np.ndarray, backend: str) -> Duration:
     median, noise = median_and_noise(list(seconds))
-    return Figure(median * 1e3, noise * 1e3, "measured", backend)
+    return Duration(median * 1e3, noise * 1e3, "measured", backend)
 
 
 def verify(
-    graph: LayerGraph,
-    cut: Cut,
-    profiled: CutLatency,
-    *,
-    enclave: str = "native",
-    accelerator: str = "cpu",
-    threads: int = 1,
-    batch: int = 1,
-    repetitions: int = 15,
-    seed: int = 0,
+    graph: LayerGraph, cut: Cut, profiled: CutLatency, conditions: Conditions | None = None
 ) -> Verification:
     """Run head, hand-off and tail of `cut` for real and hold the sum against the prediction.
 
     `profiled` must be a measured prediction, not a modelled one.
     """
-    example = _example(graph, batch, seed)
+    how = conditions or Conditions()
+    enclave, accelerator = how.enclave, how.accelerator
+    example = _example(graph, how)
     device = "cuda" if accelerator == "cuda" else "cpu"
-    size = _payload(cut, graph, batch)
+    size = _payload(cut, graph, how.batch)
     real: list[float] = []
     hands: list[float] = []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(one_setting(threads))
+        stack.enter_context(one_setting(how.threads))
         channel = stack.enter_context(_handoff.handoff(size))
         subject = Subject.of(graph, [cut], example)
         inside = stack.enter_context(contextlib.closing(ENCLAVES[enclave](subject)))
         outside = stack.enter_context(contextlib.closing(ACCELERATORS[accelerator](subject)))
         head, tail, boundary = _both(graph, cut, example, device, enclave)
         stack.callback(head.close)
-        for i in range(repetitions + 3):
-            inside.once(keep=i >= 3)
-            outside.once(keep=i >= 3)
+        for i in range(how.warmup + how.repetitions):
+            keep = i >= how.warmup
+            inside.once(keep=keep)
+            outside.once(keep=keep)
             hand = channel.once(size) + _upload(size, accelerator)
             spent = head.once() + channel.once(size)
             start = time.perf_counter()
@@ -233,7 +220,7 @@ def verify(
                 tail(*(t.to(device) for t in boundary))
             if device == "cuda":
                 torch.cuda.synchronize()
-            if i >= 3:
+            if keep:
                 real.append(spent + time.perf_counter() - start)
                 hands.append(hand)
     at_in, at_out = inside.result(), outside.result()
@@ -287,6 +274,6 @@ def _timed(run: Callable[..., Any], example: torch.Tensor) -> Callable[[], float
     return once
 
 
-def _example(graph: LayerGraph, batch: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(batch, *graph.inputs[0].shape[1:], generator=generator)
+def _example(graph: LayerGraph, how: Conditions) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(how.seed)
+    return torch.rand(how.batch, *graph.inputs[0].shape[1:], generator=generator)

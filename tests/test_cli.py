@@ -237,7 +237,7 @@ def test_interrupt(here, capsys, monkeypatch):
     def stop(*a, **k):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("partopt.optimizer.find.find", stop)
+    monkeypatch.setattr("partopt.optimizer.find.find_cut", stop)
     assert cli.run(FIND) == 130
     assert "goes on from the attacks" in capsys.readouterr().err
 
@@ -250,7 +250,7 @@ def test_an_interrupt_that_a_callback_swallows_ends_at_the_next_stage(here, monk
         raise AssertionError("went on")
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("partopt.optimizer.find.find", swallow)
+    monkeypatch.setattr("partopt.optimizer.find.find_cut", swallow)
     assert cli.run(FIND) == 130
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -259,7 +259,7 @@ def test_an_end_of_file_is_no_interrupt(here, capsys, monkeypatch):
     def torn(*a, **k):
         raise EOFError("No data left in file")
 
-    monkeypatch.setattr("partopt.optimizer.find.find", torn)
+    monkeypatch.setattr("partopt.optimizer.find.find_cut", torn)
     assert cli.run(FIND) == 1
     said = capsys.readouterr().err
     assert "EOFError" in said
@@ -270,7 +270,7 @@ def test_what_the_system_refuses_is_no_bug(here, capsys, monkeypatch):
     def denied(*a, **k):
         raise OSError(13, "Permission denied", "/x/y")
 
-    monkeypatch.setattr("partopt.optimizer.find.find", denied)
+    monkeypatch.setattr("partopt.optimizer.find.find_cut", denied)
     assert cli.run(FIND) == 1
     said = capsys.readouterr().err
     assert "the system refused at '/x/y': permission denied" in said
@@ -281,7 +281,7 @@ def test_a_full_disk_is_one_sentence(here, capsys, monkeypatch):
     def full(*a, **k):
         raise OSError(errno.ENOSPC, "No space left on device", "out.json")
 
-    monkeypatch.setattr("partopt.optimizer.find.find", full)
+    monkeypatch.setattr("partopt.optimizer.find.find_cut", full)
     assert cli.run(FIND) == 1
     said = capsys.readouterr().err
     assert said == (

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from partopt.errors import TraceError, UsageError, WeightsError
+from partopt.model_request import ModelRequest
 from partopt.models import load_model
 
 
@@ -20,14 +21,27 @@ def test_random_weights_are_loud_and_seeded(monkeypatch):
     assert "RANDOM WEIGHTS" in one.warnings[0]
     assert one.weights_hash == two.weights_hash
     with pytest.raises(WeightsError, match=r"`weights` got 'DEFAULT'.*--weights"):
-        load_model("squeezenet1_1", strict=True)
+        load_model("squeezenet1_1", require_weights=True)
 
 
 def test_unknown_models_offer_near_names():
     with pytest.raises(UsageError, match=r"nearest: .*resnet50"):
         load_model("resnet5O")
+    with pytest.raises(UsageError, match=r"nearest: resnet50"):
+        load_model("ResNet50")
+    with pytest.raises(UsageError, match=r"'nope'.* \(nearest: \w+, \w+, \w+\)"):
+        load_model("nope")
     with pytest.raises(UsageError, match="cannot be imported"):
         load_model("no_such_module:factory")
+
+
+def test_names_of_arguments_are_held_before_anything_is_loaded():
+    with pytest.raises(UsageError, match=r"`weigths` is no argument of load_model.*: weights"):
+        load_model("squeezenet1_1", weigths="none")
+    with pytest.raises(UsageError, match="`strict` is called `require_weights` now"):
+        load_model("squeezenet1_1", strict=True)
+    with pytest.raises(UsageError, match="`seed` got -1"):
+        ModelRequest(spec="squeezenet1_1", seed=-1)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -84,7 +98,7 @@ def test_default_weights_load_as_torchvision_loads_them(tmp_path, monkeypatch):
         torch.save(state, hub / url.rpartition("/")[2])
         torch.save(state, tmp_path / "file.pth")
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-        loaded = load_model(name, strict=True)
+        loaded = load_model(name, require_weights=True)
         assert loaded.weights.startswith("default: torchvision")
         from_file = load_model(name, weights=str(tmp_path / "file.pth"))
         x = torch.rand(1, 3, 224, 224)

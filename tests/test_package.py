@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Arrows run from the left to the right; whatever is in none of these is a shared module.
 ORDER = [
     "cli",
-    "commands|research",
+    "commands|study_commands",
     "testing|reporting",
     "optimizer",
     "profilers|attackers",
@@ -109,16 +109,8 @@ def test_importing_partopt_is_cheap():
 def test_a_wheel_holds_the_package_alone(tmp_path):
     subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            str(tmp_path),
-            str(ROOT),
+            *(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"),
+            *("-w", str(tmp_path), str(ROOT)),
         ],
         check=True,
         capture_output=True,

@@ -14,6 +14,7 @@ from partopt.enclave_runner.export import export
 from partopt.enclave_runner.orchestrator import Options, Service
 from partopt.enclave_runner.sealing import read_key
 from partopt.errors import BackendError, ServiceError, SessionError
+from partopt.profilers.base import Conditions
 from partopt.profilers.profile import profile
 
 pytestmark = [
@@ -63,7 +64,7 @@ def test_a_killed_enclave_comes_back(made, photo):
 
 def test_profiles_inside(made):
     graph = made.loaded.trace()
-    found = profile(graph, graph.cuts(), enclave=DIRECT, repetitions=3, warmup=1)
+    found = profile(graph, graph.cuts(), Conditions(enclave=DIRECT, repetitions=3, warmup=1))
     assert {c.enclave.backend for c in found.cuts} == {DIRECT}
     assert found.worker.start_s > 0
     assert found.worker.peak_bytes > 50 << 20

@@ -12,7 +12,7 @@ from partopt.config import SplitConfig
 from partopt.datasets import Split
 from partopt.errors import ConfigError, UsageError
 from partopt.optimizer import check as check_module
-from partopt.optimizer import find as find_module
+from partopt.optimizer import prepare as prepare_module
 from partopt.optimizer.budgets import BUDGETS, Budget
 from partopt.optimizer.check import CheckResult, check_all, worst
 from partopt.optimizer.find import find
@@ -43,7 +43,7 @@ class Renamed(Net):
 """
 POLICY = Policy(input_size=32, cuts="all")
 check = partial(check_module.check, policy=POLICY)
-load_images = cache(find_module.load_images)  # images are generated once
+load_images = cache(prepare_module.load_images)  # images are generated once
 SMALL = Budget(
     "quick",
     "screening",
@@ -88,7 +88,7 @@ def here(made, tmp_path, monkeypatch):
     shutil.copytree(cache, os.environ["PARTOPT_CACHE"], dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(BUDGETS, "quick", SMALL)
-    monkeypatch.setattr(find_module, "load_images", load_images)
+    monkeypatch.setattr(prepare_module, "load_images", load_images)
     return tmp_path / "net.split.json"
 
 
@@ -292,8 +292,8 @@ def test_every_term_of_the_settings_reaches_the_check(here, tmp_path, monkeypatc
     seen = []
     monkeypatch.setattr(
         check_module,
-        "check",
-        lambda path, policy, **given: seen.append(policy) or CheckResult(path.name, "m", "c"),
+        "check_one",
+        lambda path, request, _: seen.append(request.policy) or CheckResult(path.name, "m", "c"),
     )
     said = {
         "protocol": "strict",

@@ -9,7 +9,7 @@ from partopt.nodes import Cut
 from partopt.optimizer.choose import Candidates, clearly_faster, compares, fastest
 from partopt.optimizer.plan import Plan
 from partopt.optimizer.rule import Evidence, judge
-from partopt.profilers.base import CutLatency, Figure
+from partopt.profilers.base import CutLatency, Duration
 
 SLOW = 1000.0  # a whole model in the enclave that every cut beats
 
@@ -19,7 +19,7 @@ def cut(i: int, flops: int, payload: int = 10) -> Cut:
 
 
 def latency(ms: float, noise: float = 0.0) -> CutLatency:
-    f = Figure(ms, noise, "measured", "gramine-sgx")
+    f = Duration(ms, noise, "measured", "gramine-sgx")
     return CutLatency(f, f, f, f)
 
 
@@ -28,7 +28,7 @@ SAME = {0: 0.1, 1: 0.1, 2: 0.1}
 
 
 def among(times, whole=SLOW, cuts=CUTS) -> Candidates:
-    figure = None if whole is None else Figure(whole, 0.0, "measured", "gramine-sgx")
+    figure = None if whole is None else Duration(whole, 0.0, "measured", "gramine-sgx")
     return Candidates(cuts, times, figure)
 
 
@@ -151,8 +151,8 @@ def test_the_plan_prunes_no_cut_that_would_be_chosen(case):
     assert answer(found) == answer(everything)
 
 
-def origin(backend: str, basis: str = "measured") -> Figure:
-    return Figure(1.0, 0.0, basis, backend)
+def origin(backend: str, basis: str = "measured") -> Duration:
+    return Duration(1.0, 0.0, basis, backend)
 
 
 def test_times_of_one_cpu_say_nothing_of_a_deployment():

@@ -21,6 +21,7 @@ from partopt.dead_leaves import dead_leaves
 from partopt.errors import UsageError
 from partopt.optimizer import find as find_module
 from partopt.optimizer import gate
+from partopt.optimizer import prepare as prepare_module
 from partopt.optimizer.budgets import BUDGETS, Budget
 from partopt.optimizer.check import CheckResult, check, check_all
 from partopt.optimizer.policy import Policy
@@ -111,10 +112,12 @@ def here(made, tmp_path, monkeypatch):
     monkeypatch.setitem(BUDGETS, "quick", QUICK)
     monkeypatch.setitem(BUDGETS, "standard", STANDARD)
     # Photos are decoded once for all of these tests, and times matter in none of them.
-    monkeypatch.setattr(find_module, "load_images", images_of(folder))
+    monkeypatch.setattr(prepare_module, "load_images", images_of(folder))
     measure = find_module.profile
     monkeypatch.setattr(
-        find_module, "profile", lambda *a, **k: measure(*a, **{**k, "repetitions": 1})
+        find_module,
+        "profile",
+        lambda graph, cuts, how, **k: measure(graph, cuts, replace(how, repetitions=1), **k),
     )
     monkeypatch.setattr(find_module, "verify", lambda *a, **k: None)
 

@@ -11,7 +11,7 @@ from partopt.config import Attack, SplitConfig
 from partopt.datasets import Split
 from partopt.errors import UsageError
 from partopt.optimizer import protocols
-from partopt.optimizer.budgets import BUDGETS, pick
+from partopt.optimizer.budgets import BUDGETS, budget_of
 from partopt.optimizer.check import CheckResult
 from partopt.optimizer.find import find
 from partopt.optimizer.gate import stored_evidence
@@ -35,11 +35,11 @@ def small(monkeypatch):
 
 def test_the_published_size_is_what_the_paper_says():
     for level in ("standard", "full"):
-        budget = pick(level, budgets=PUBLISHED_BUDGETS)
+        budget = budget_of(level, budgets=PUBLISHED_BUDGETS)
         assert budget.split.train == 1000
         assert budget.resolution is None, "the model's own"
         assert [a.epochs for a in budget.panel(["cgan"]).values()] == [200]
-    assert pick(None, "cuda", PUBLISHED_BUDGETS).name == "standard"
+    assert budget_of(None, "cuda", PUBLISHED_BUDGETS).name == "standard"
     paper = protocol_of("paper")
     assert (paper.threshold, paper.scale, paper.cuts) == (0.2, "raw", "paper")
 

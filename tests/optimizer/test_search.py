@@ -23,13 +23,13 @@ from partopt.errors import AttackError, ConfigError, StorageError, UsageError
 from partopt.optimizer import keys as keys_module
 from partopt.optimizer import search as search_module
 from partopt.optimizer.attempt import Bench
-from partopt.optimizer.budgets import BUDGETS, evidence_of, pick
+from partopt.optimizer.budgets import BUDGETS, budget_of, evidence_of
 from partopt.optimizer.find import find
 from partopt.optimizer.floor import floor_of
 from partopt.optimizer.rule import judge
 from partopt.optimizer.search import Course, Listener, Search
 from partopt.optimizer.storage import CLAIM, fail_orphans, finished, open_storage, owner
-from partopt.profilers.base import CutLatency, Figure
+from partopt.profilers.base import CutLatency, Duration
 
 SETTINGS = {
     "linear": {"max_cells": 8000},
@@ -58,7 +58,8 @@ def arena(tiny_loaded, tmp_path):
     cuts = graph.cuts("all")
     images = load_images(None, tiny_loaded.preprocessing, Split(64, 16, 24))
     store = FeatureStore(tmp_path / "f", graph, tiny_loaded.preprocessing, images, "w")
-    same = Figure(1.0, 0.0, "measured", "native")  # all ties, as on a host without enclave and GPU
+    # All ties, as on a host without enclave and GPU.
+    same = Duration(1.0, 0.0, "measured", "native")
     latencies = [CutLatency(same, same, same, same)] * len(cuts)
     floor = floor_of(images, 32, 0)
 
@@ -582,7 +583,7 @@ TOGETHER = """
     from partopt.optimizer.search import Course, Search
     from partopt.optimizer.storage import open_storage
     from partopt.preprocessing import Preprocessing
-    from partopt.profilers.base import CutLatency, Figure
+    from partopt.profilers.base import CutLatency, Duration
 
     number, attackers, most, gate, journal = sys.argv[1:]
     torch.manual_seed(1)
@@ -599,7 +600,7 @@ TOGETHER = """
     store = FeatureStore(Path(gate) / "f", graph, loaded.preprocessing, images, "w",
         Making(budget_bytes=int(most)))
     floor = floor_of(images, 32, 0)
-    same = CutLatency(*[Figure(1.0, 0.0, "measured", "native")] * 4)
+    same = CutLatency(*[Duration(1.0, 0.0, "measured", "native")] * 4)
     (Path(gate) / f"ready{number}").touch()
     while not (Path(gate) / "go").exists():
         time.sleep(0.01)
@@ -785,7 +786,7 @@ def test_panels_that_certify_are_white_box_and_share_one_decoder():
 
 
 def test_budgets_are_labelled():
-    assert [pick(n).evidence for n in ("quick", "standard", "full")] == [
+    assert [budget_of(n).evidence for n in ("quick", "standard", "full")] == [
         "screening",
         "standard",
         "full",

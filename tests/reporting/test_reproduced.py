@@ -15,7 +15,7 @@ from partopt.errors import UsageError
 from partopt.models import load_model
 from partopt.optimizer import budgets, protocols
 from partopt.optimizer import reproduce as module
-from partopt.optimizer.published import FIGURES, PHOTOS, ratio, share
+from partopt.optimizer.published import HEADLINES, PHOTOS, ratio, share
 from partopt.optimizer.reproduce import reproduce
 from partopt.reporting import reproduced
 
@@ -89,7 +89,7 @@ def test_the_whole_study(study, tmp_path):
     assert one.points[0].cgan_ssim == study.points[2].cgan_ssim
     assert any("later ones were not attacked" in n for n in one.notes)
 
-    paper = replace(study, model="resnet50", published=FIGURES["resnet50", PHOTOS])
+    paper = replace(study, model="resnet50", published=HEADLINES["resnet50", PHOTOS])
     page = reproduced.markdown([paper], (1, 2, 3), {}, "")
     assert "### Table I: cut points of ResNet-50" in page
     row = next(line for line in page.splitlines() if line.startswith("| 4 | `layer3"))
@@ -136,5 +136,5 @@ def test_speed_ups():
     assert ratio(4.0, 1.0) == 4.0
     assert share(None, 1.0) is None
     assert ratio(4.0, None) is None
-    assert {m for m, _ in FIGURES} == set(reproduced.TITLES)
-    assert FIGURES["vgg16", PHOTOS].points == 13
+    assert {m for m, _ in HEADLINES} == set(reproduced.TITLES)
+    assert HEADLINES["vgg16", PHOTOS].points == 13

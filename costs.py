@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass
-class NodeFigures:
+class NodeCosts:
     """What one node gave and did.
 
     Attributes:
@@ -35,7 +35,7 @@ class _Recorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, counter: FlopCounterMode) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.counter = counter
-        self.figures: dict[str, NodeFigures] = {}
+        self.costs: dict[str, NodeCosts] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counter.get_total_flops()
@@ -48,7 +48,7 @@ class _Recorder(fx.Interpreter):
             if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
                 storage = leaf.untyped_storage()
                 storages[storage._cdata] = int(storage.nbytes())
-        self.figures[n.name] = NodeFigures(value, flops, storages, wrote)
+        self.costs[n.name] = NodeCosts(value, flops, storages, wrote)
         return value
 
     def _version(self, n: fx.Node) -> tuple[int, ...]:
@@ -70,8 +70,8 @@ def _no_fast_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def measure(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> dict[str, NodeFigures]:
-    """Run `module` once on fake copies of `inputs`; return figures by fx node name.
+def measure(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> dict[str, NodeCosts]:
+    """Run `module` once on fake copies of `inputs`; return what each fx node did, by its name.
 
     What fake tensors cannot do (operators without a fake kernel, branches on data inside a leaf
     module) makes it fall back to a real run.
@@ -86,9 +86,9 @@ def measure(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> dict[st
             return _run(module, tuple(t.clone() for t in inputs))
 
 
-def _run(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> dict[str, NodeFigures]:
+def _run(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> dict[str, NodeCosts]:
     counter = FlopCounterMode(display=False)
     recorder = _Recorder(module, counter)
     with counter:
         recorder.run(*inputs)
-    return recorder.figures
+    return recorder.costs

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .choices import BudgetName
 from .console import AsJson, Debug, Shown, err, integers, numbers, show, written
 from .options import (
     Accelerator,
     Budget,
     ConcreteArgs,
     Data,
+    Enclave,
     InputSize,
     LeafModules,
+    OldStrict,
     OneCut,
+    RequireWeights,
     Resolution,
     Seed,
-    Strict,
+    SgxModelText,
+    Storage,
     Three,
     Weights,
 )
+
+if TYPE_CHECKING:
+    from .optimizer.reproduce import ReproduceOptions
+    from .optimizer.strength import StrengthOptions
 
 app = typer.Typer()
 
@@ -37,17 +46,20 @@ def data(
     out_file: Annotated[Path, typer.Option("--out", help="PNG for the samples")] = Path(
         "samples.png"
     ),
-    budget: Annotated[str, typer.Option(help="quick, standard or full: how many images")] = "quick",
+    budget: Annotated[BudgetName, typer.Option(help="Decides how many images")] = "quick",
     resolution: Annotated[int, typer.Option(help="Side in pixels, for the floor")] = 96,
     input_size: Annotated[int, typer.Option(help="Side of the model's input, pixels")] = 224,
     seed: Annotated[int, typer.Option(help="Decides which images go where")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Show what a run would be given as --data: classes, split, what was odd, and the floor."""
+    """Show what a run would be given as --data.
+
+    Classes, split, what was odd, and the floor.
+    """
     from .arguments import SIZES, whole
     from .arguments import seed as hold_seed
     from .datasets import load_images
-    from .optimizer.budgets import pick
+    from .optimizer.budgets import budget_of
     from .optimizer.floor import floor_of
     from .outputs import writable
     from .preprocessing import Preprocessing
@@ -58,7 +70,7 @@ def data(
     hold_seed(seed)
     if preview:
         writable(out_file, "out", replaced=False)
-    chosen = pick(budget)
+    chosen = budget_of(budget)
     how = Preprocessing(input_size=input_size, resize=round(input_size * 256 / 224))
     with Shown() as shown:
         shown.stage("reading the data")
@@ -83,29 +95,32 @@ def reproduce(
     table: Annotated[list[int] | None, typer.Option(help="1, 2 or 3 [all]")] = None,
     figure: Annotated[list[int] | None, typer.Option(help="3 to 8 [all]")] = None,
     cut: Annotated[str | None, typer.Option(help="One point: its number or its name")] = None,
-    weights: Annotated[str, typer.Option(help="As for find; a file fits one model")] = "DEFAULT",
+    weights: Annotated[
+        str | None, typer.Option(help="As for find; a file fits one model [DEFAULT]")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="As for find; ton-iot:FOLDER gives figure 8")
     ] = None,
     budget: Annotated[
-        str | None,
+        BudgetName | None,
         typer.Option(
-            help="quick is reduced (labelled), standard the published size; default: quick without "
-            "a GPU"
+            help="quick is reduced (labelled), and the default without a GPU; standard has the "
+            "published size"
         ),
     ] = None,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the files")] = Path(
         "reproduce"
     ),
-    enclave: Annotated[str, typer.Option(help="As for find")] = "auto",
-    accelerator: Annotated[str, typer.Option(help="As for find")] = "auto",
-    sgx_model: Annotated[str | None, typer.Option(help="As for find")] = None,
-    storage: Annotated[str | None, typer.Option(help="As for find")] = None,
-    seed: Seed = 0,
-    strict: Strict = False,
+    enclave: Enclave = None,
+    accelerator: Accelerator = None,
+    sgx_model: SgxModelText = None,
+    storage: Storage = None,
+    seed: Seed = None,
+    require_weights: RequireWeights = False,
+    strict: OldStrict = False,
     debug: Debug = False,
 ) -> None:
-    """Redraw the published tables and figures, with our own panel's verdict beside them."""
+    """Redraw the published tables and figures, with our verdict."""
     import shlex
     import sys
 
@@ -115,37 +130,33 @@ def reproduce(
     from .outputs import folder
     from .reporting import reproduced
 
-    for name, given, known in (
+    for name, numbered, known in (
         ("table", table, reproduced.TABLES),
         ("figure", figure, reproduced.FIGURES),
     ):
-        if wrong := set(given or []) - set(known):
+        if wrong := set(numbered or []) - set(known):
             raise UsageError(f"`{name}` got {min(wrong)}; use some of {', '.join(map(str, known))}")
     names = model or list(MODELS)
-    if weights not in ("DEFAULT", "none") and len(names) > 1:
+    if weights not in (None, "DEFAULT", "none") and len(names) > 1:
         raise UsageError(
             f"`weights` got {weights!r} for {len(names)} models; name one with --model"
         )
     folder(out_folder, "out")
+    given: ReproduceOptions = {
+        "weights": weights,
+        "require_weights": require_weights,
+        "data": data,
+        "budget": budget,
+        "enclave": enclave,
+        "accelerator": accelerator,
+        "sgx_model": sgx_model,
+        "storage": storage,
+        "seed": seed,
+    }
     studies = []
     with Shown() as shown:
         for name in names:
-            studies.append(
-                run(
-                    name,
-                    weights=weights,
-                    data=data,
-                    cut=cut,
-                    budget=budget,
-                    enclave=enclave,
-                    accelerator=accelerator,
-                    sgx_model=sgx_model,
-                    storage=storage,
-                    seed=seed,
-                    strict=strict,
-                    watcher=shown,
-                )
-            )
+            studies.append(run(name, cut=cut, watcher=shown, **given))
             files = reproduced.write(
                 studies,
                 out_folder,
@@ -169,26 +180,26 @@ def strength(
     ] = None,
     attackers: Annotated[str | None, typer.Option(help="As for find")] = None,
     ssim: Annotated[float, typer.Option(help="Threshold that a rise is held against")] = 0.2,
-    weights: Weights = "DEFAULT",
+    weights: Weights = None,
     data: Data = None,
     budget: Budget = None,
     resolution: Resolution = None,
-    accelerator: Accelerator = "auto",
+    accelerator: Accelerator = None,
     chart: Annotated[Path | None, typer.Option(help="SVG or PNG to draw")] = None,
-    seed: Seed = 0,
-    strict: Strict = False,
+    seed: Seed = None,
+    require_weights: RequireWeights = False,
     mean: Three = None,
     std: Three = None,
     input_size: InputSize = None,
     concrete_args: ConcreteArgs = None,
     leaf_modules: LeafModules = None,
+    strict: OldStrict = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Score of an attack by its data and its epochs: would more of them break the cut?"""
+    """Say whether more data or epochs would break a cut."""
     import json
 
-    from .arguments import names
     from .errors import UsageError
     from .optimizer.strength import strength as run
     from .outputs import writable
@@ -200,27 +211,24 @@ def strength(
     if chart is not None:
         strengths.drawable(chart)
         writable(chart, "chart", replaced=False)
+    given: StrengthOptions = {
+        "attackers": attackers,
+        "ssim": ssim,
+        "weights": weights,
+        "data": data,
+        "budget": budget,
+        "resolution": resolution,
+        "accelerator": accelerator,
+        "seed": seed,
+        "require_weights": require_weights,
+        "mean": numbers("mean", mean),
+        "std": numbers("std", std),
+        "input_size": input_size,
+        "tracing": Tracing.parse(concrete_args, leaf_modules),
+    }
+    counts = integers("images", images), integers("epochs", epochs)
     with Shown() as shown:
-        found = run(
-            model,
-            cut,
-            images=integers("images", images),
-            epochs=integers("epochs", epochs),
-            attackers=names("attackers", attackers),
-            ssim=ssim,
-            weights=weights,
-            data=data,
-            budget=budget,
-            resolution=resolution,
-            accelerator=accelerator,
-            seed=seed,
-            strict=strict,
-            mean=numbers("mean", mean),
-            std=numbers("std", std),
-            input_size=input_size,
-            tracing=Tracing.parse(concrete_args, leaf_modules),
-            watcher=shown,
-        )
+        found = run(model, cut, images=counts[0], epochs=counts[1], watcher=shown, **given)
     if chart is not None:
         strengths.chart(found, chart)
         err.print(f"chart: {chart}", highlight=False, markup=False)

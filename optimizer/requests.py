@@ -1,0 +1,259 @@
+"""What a run is asked for: frozen records, each of which checks its own values.
+
+    FindRequest ── model: ModelRequest or LoadedModel
+                ├─ which_cuts: CutChoice
+                ├─ images: ImageChoice
+                ├─ effort: Effort
+                └─ timing: Timing
+
+Command line, settings file and Python calls fill them, by the names in `FindOptions`; everything
+below takes them whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .. import arguments
+from ..choices import (
+    AcceleratorName,
+    BudgetName,
+    EnclaveName,
+    ProtocolName,
+    ScaleName,
+    known_names,
+    one_of,
+)
+from ..errors import UsageError
+from ..model_request import MODEL_NAMES, ModelOptions, ModelRequest
+from ..models import LoadedModel
+from ..profilers.backends import pick_accelerator, pick_enclave
+from ..profilers.base import Conditions, Profile
+from ..profilers.sgx_model import SgxModel
+from .budgets import Budget
+
+T = TypeVar("T")
+
+
+class AttackOptions(ModelOptions, total=False):
+    """What attacks on single cuts take as keyword arguments; None is the default."""
+
+    data: str | Path | None
+    max_cuts: int | None
+    scale: ScaleName | None
+    budget: BudgetName | Budget | None
+    attackers: str | Sequence[str] | None
+    resolution: int | None
+    accelerator: AcceleratorName | None
+
+
+class FindOptions(AttackOptions, total=False):
+    """What `find` takes as keyword arguments, flat; None is the default."""
+
+    protocol: ProtocolName | None
+    ssim: float | None
+    cuts: str | Sequence[str] | None
+    depth: int | None
+    tune: int | None
+    workers: int | None
+    exhaustive: bool
+    enclave: EnclaveName | None
+    sgx_model: SgxModel | str | None
+    threads: int | None
+    batch: int | None
+    repetitions: int | None
+    storage: str | None
+    feature_cache_gib: float | None
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutChoice:
+    """Which cuts are looked at.
+
+    Attributes:
+        cuts: Kind of cuts or names, as in `LayerGraph.cuts`; None is the protocol's: ``clean``.
+        max_cuts: Most cuts for ``clean`` and ``all``.
+        depth: Module depth of ``stage``.
+    """
+
+    cuts: str | Sequence[str] | None = None
+    max_cuts: int = 24
+    depth: int | None = None
+
+    def __post_init__(self) -> None:
+        arguments.whole("max_cuts", self.max_cuts, 1)
+        arguments.whole("depth", self.depth, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageChoice:
+    """Which images are attacked.
+
+    Attributes:
+        data: Folder of images, ``ton-iot:FOLDER``, or None for generated ones.
+        expected_data: Hash that the images must have; None takes any.
+    """
+
+    data: str | Path | None = None
+    expected_data: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much attack is paid for.
+
+    Attributes:
+        budget: ``quick``, ``standard`` or ``full``; None is quick without a GPU, else standard.
+        attackers: Names, or None for the budget's panel.
+        resolution: Side in pixels at which images are rebuilt and scored; None: the budget's.
+        tune: Settings tried for each attacker at the cut returned and at the one before; 0: none.
+        workers: Attacks at a time.
+        exhaustive: Every attacker on every cut, for comparison with the search.
+        attack: False attacks nothing: only what the storage has is evidence.
+    """
+
+    budget: BudgetName | Budget | None = None
+    attackers: Sequence[str] | None = None
+    resolution: int | None = None
+    tune: int = 0
+    workers: int = 1
+    exhaustive: bool = False
+    attack: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.budget, Budget):
+            one_of("budget", self.budget, BudgetName)
+        arguments.whole("tune", self.tune, 0)
+        arguments.whole("workers", self.workers, 1, arguments.MOST_WORKERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How cuts are timed.
+
+    Attributes:
+        enclave, accelerator: Backends to profile on; ``auto`` takes the strongest there is. Attacks
+            train where the tail is timed.
+        sgx_model: Scale native enclave times (labelled modelled).
+        threads, batch, repetitions: Equal on both sides.
+    """
+
+    enclave: EnclaveName = "auto"
+    accelerator: AcceleratorName = "auto"
+    sgx_model: SgxModel | None = None
+    threads: int = 1
+    batch: int = 1
+    repetitions: int = 20
+
+    def __post_init__(self) -> None:
+        one_of("enclave", self.enclave, EnclaveName)
+        one_of("accelerator", self.accelerator, AcceleratorName)
+        arguments.threads(self.threads)
+        arguments.whole("batch", self.batch, 1)
+        arguments.whole("repetitions", self.repetitions, 1)
+
+    def conditions(self, seed: int) -> Conditions:
+        """What a profile is measured under on this machine.
+
+        Raises:
+            BackendError: A backend that cannot be used here.
+        """
+        return Conditions(
+            enclave=pick_enclave(self.enclave),
+            accelerator=pick_accelerator(self.accelerator),
+            threads=self.threads,
+            batch=self.batch,
+            repetitions=self.repetitions,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindRequest:
+    """A whole run of `find`, as it is asked for.
+
+    Attributes:
+        model: Which model, or a loaded one.
+        protocol: ``strict``, or ``paper``: the published way, which fixes `ssim`, `scale`, the
+            attackers and the kind of cuts (see `protocols`).
+        ssim: Threshold in (0, 1]: scores at or above it leak; None is 0.2.
+        scale: ``corrected`` (above the floor, what None means) or ``raw`` SSIM.
+        which_cuts, images, effort, timing: Each with a record of its own.
+        storage: None for a journal in the cache folder, a ``.journal`` file or a database URL.
+        feature_cache_gib: Disk for feature maps, GiB.
+        seed: For everything random.
+        first: A cut and an attacker to begin with; a leak proven there ends the search.
+        times: Latencies of these very cuts, known already; None profiles them.
+        command: The command line, for the result.
+    """
+
+    model: ModelRequest | LoadedModel
+    protocol: ProtocolName = "strict"
+    ssim: float | None = None
+    scale: ScaleName | None = None
+    which_cuts: CutChoice = field(default_factory=CutChoice)
+    images: ImageChoice = field(default_factory=ImageChoice)
+    effort: Effort = field(default_factory=Effort)
+    timing: Timing = field(default_factory=Timing)
+    storage: str | None = None
+    feature_cache_gib: float = 8.0
+    seed: int = 0
+    first: tuple[str, str] | None = None
+    times: Profile | None = None
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        one_of("protocol", self.protocol, ProtocolName)
+        one_of("scale", self.scale, ScaleName)
+        if self.ssim is not None and not 0 < self.ssim <= 1:
+            raise UsageError(f"`ssim` got {self.ssim}; use a threshold above 0 and at most 1")
+        arguments.seed(self.seed)
+        arguments.above_zero("feature_cache", self.feature_cache_gib, "an amount of GiB")
+
+    @classmethod
+    def of(
+        cls,
+        model: str | LoadedModel,
+        options: Mapping[str, Any],
+        whose: str = "find",
+        known: type[ModelOptions] = FindOptions,
+    ) -> FindRequest:
+        """From the keyword arguments of the function `whose`, which takes those of `known`.
+
+        Raises:
+            UsageError: A name that there is none of, a value outside its range, or what chooses a
+                model beside a loaded one.
+        """
+        given = known_names(whose, options, known.__annotations__)
+        given["attackers"] = arguments.names("attackers", given.get("attackers") or None)
+        if isinstance(given.get("sgx_model"), str):
+            given["sgx_model"] = SgxModel.parse(given["sgx_model"])
+        needless = sorted(n for n in given if n in MODEL_NAMES - {"seed"})
+        if isinstance(model, LoadedModel) and needless:
+            raise UsageError(
+                f"`{needless[0]}` is given beside a loaded model, which has its own; give it to "
+                "load_model"
+            )
+        own = {f.name for f in fields(cls)}
+        return cls(
+            model=(
+                model
+                if isinstance(model, LoadedModel)
+                else ModelRequest(spec=model, **{n: given[n] for n in MODEL_NAMES & given.keys()})
+            ),
+            which_cuts=_filled(CutChoice, given),
+            images=_filled(ImageChoice, given),
+            effort=_filled(Effort, given),
+            timing=_filled(Timing, given),
+            **{n: v for n, v in given.items() if n in own},
+        )
+
+
+def _filled(record: type[T], given: Mapping[str, Any]) -> T:
+    """The record with those of its fields that are given."""
+    names = {f.name for f in fields(record)}  # type: ignore[arg-type]
+    return record(**{n: v for n, v in given.items() if n in names})
