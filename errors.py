@@ -125,3 +125,15 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     """
     close = difflib.get_close_matches(name, list(names), n=count, cutoff=0.5)
     return f" (nearest: {', '.join(close)})" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; its type where it says nothing.
+
+    >>> first_line(ValueError("no\nmore"))
+    'no'
+    >>> first_line(MemoryError())
+    'MemoryError'
+    """
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__
