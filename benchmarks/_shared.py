@@ -32,8 +32,11 @@ def small_decoder(epochs: int) -> Decoder:
 def small_white_box(decoder: Decoder, steps: int, tuning: int) -> tuple[Hybrid, Rmle]:
     """White-box attackers for two cores, which choose size, weight and levels on few images."""
     few: dict[str, Any] = {
-        "steps": steps, "batch": 8, "distances": ("l2",), "tuning_images": tuning,
-    }  # fmt: skip
+        "steps": steps,
+        "batch": 8,
+        "distances": ("l2",),
+        "tuning_images": tuning,
+    }
     return (
         Hybrid(**few, lr=0.01, tvs=(0.0, 1.0), decoder=decoder),
         Rmle(**few, lr=0.05, tvs=(3.0, 0.3, 30.0), restarts=1),

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from partopt.models import load_model
-from partopt.profilers.instrumented import HostPass
+from partopt.profilers.conditions import Conditions
+from partopt.profilers.instrumented import HostPass, Subject
 from partopt.profilers.profile import one_setting, profile, verify
 
 
@@ -37,7 +38,7 @@ def main() -> int:
         x = model.example()
         plain, marked = [], []
         with one_setting(args.threads), torch.inference_mode():
-            instrumented = HostPass(graph, cuts, x)
+            instrumented = HostPass(Subject.of(graph, cuts, x))
             for i in range(25):
                 start = time.perf_counter()
                 graph.module(x)
@@ -46,9 +47,10 @@ def main() -> int:
                 if i >= 5:
                     plain.append(middle - start)
                     marked.append(time.perf_counter() - middle)
-        p = profile(graph, cuts, threads=args.threads)
+        conditions = Conditions(threads=args.threads)
+        p = profile(graph, cuts, conditions)
         errors = [
-            abs(verify(graph, c, latency, threads=args.threads).error)
+            abs(verify(graph, c, latency, conditions).error)
             for c, latency in zip(cuts, p.cuts, strict=True)
         ]
         print(

@@ -50,10 +50,17 @@ def main() -> int:
                 cache_dir("features"), graph, model.preprocessing, images, model.weights_hash
             )
             search = Search(
-                cuts, latencies, store, budget.panel(), floor, threshold=args.ssim,
-                scale="corrected", resolution=side, exhaustive=way == "sweep",
+                cuts,
+                latencies,
+                store,
+                budget.panel(),
+                floor,
+                threshold=args.ssim,
+                scale="corrected",
+                resolution=side,
+                exhaustive=way == "sweep",
                 storage=optuna.storages.InMemoryStorage(),
-            )  # fmt: skip
+            )
             for cut in cuts if way == "sweep" else []:
                 for part in ("train", "mirrored"):
                     store.rows(cut, part, cuts)

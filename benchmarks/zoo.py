@@ -29,10 +29,35 @@ from partopt.splitting import split
 SIZES = {"inception_v3": 96, "alexnet": 64, "googlenet": 64}
 # What the smallest member of a timm family is likely to be called, the likeliest first.
 SMALL = (
-    "test_", "atto", "femto", "pico", "nano", "xxs", "xx_small", "x_small", "xs", "xtiny", "tiny",
-    "micro", "mini", "_t0", "_t_", "_t1", "_s0", "_b0", "_a0", "_m0", "_m1", "small", "_t", "_s",
-    "18", "050", "26", "_0",
-)  # fmt: skip
+    "test_",
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "xxs",
+    "xx_small",
+    "x_small",
+    "xs",
+    "xtiny",
+    "tiny",
+    "micro",
+    "mini",
+    "_t0",
+    "_t_",
+    "_t1",
+    "_s0",
+    "_b0",
+    "_a0",
+    "_m0",
+    "_m1",
+    "small",
+    "_t",
+    "_s",
+    "18",
+    "050",
+    "26",
+    "_0",
+)
 MOST_PARAMETERS = 40_000_000
 Made = tuple[nn.Module, int]
 
@@ -78,8 +103,14 @@ def huggingface() -> dict[str, Callable[[], Made]]:
     plain = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, **square}
     wide = {**plain, "intermediate_size": 64}
     stages = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}
-    swin = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2],
-            "num_heads": [2, 4], "window_size": 4}  # fmt: skip
+    swin = {
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "window_size": 4,
+    }
     return {
         "ViTModel": lambda: (t.ViTModel(t.ViTConfig(**wide)), 32),
         "DeiTModel": lambda: (t.DeiTModel(t.DeiTConfig(**wide)), 32),
@@ -89,21 +120,25 @@ def huggingface() -> dict[str, Callable[[], Made]]:
         "ConvNextModel": lambda: (t.ConvNextModel(t.ConvNextConfig(**stages, image_size=32)), 32),
         "Dinov2Model": lambda: (t.Dinov2Model(t.Dinov2Config(**plain)), 32),
         "Dinov2WithRegistersModel": lambda: (
-            t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**plain)), 32,
+            t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**plain)),
+            32,
         ),
         "CLIPVisionModel": lambda: (t.CLIPVisionModel(t.CLIPVisionConfig(**wide)), 32),
         "ResNetModel": lambda: (
-            t.ResNetModel(t.ResNetConfig(embedding_size=16, **stages)), 32,
+            t.ResNetModel(t.ResNetConfig(embedding_size=16, **stages)),
+            32,
         ),
         "MobileViTModel": lambda: (t.MobileViTModel(t.MobileViTConfig(image_size=64)), 64),
         "SegformerModel": lambda: (
-            t.SegformerModel(t.SegformerConfig(hidden_sizes=[16, 32, 40, 64])), 32,
+            t.SegformerModel(t.SegformerConfig(hidden_sizes=[16, 32, 40, 64])),
+            32,
         ),
         "ViTMAEModel": lambda: (t.ViTMAEModel(t.ViTMAEConfig(**wide)), 32),
         "ViTForImageClassification": lambda: (
-            t.ViTForImageClassification(t.ViTConfig(**wide)), 32,
+            t.ViTForImageClassification(t.ViTConfig(**wide)),
+            32,
         ),
-    }  # fmt: skip
+    }
 
 
 def check(name: str, make: Callable[[], Made], kind: str, most: float) -> str:
@@ -181,9 +216,11 @@ def limited(source: str, name: str, kind: str, threads: int, limit: float) -> st
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--from", dest="source", default="torchvision",
+        "--from",
+        dest="source",
+        default="torchvision",
         choices=["torchvision", "timm", "huggingface"],
-    )  # fmt: skip
+    )
     parser.add_argument("--kind", default="clean", choices=["clean", "all", "stage"])
     parser.add_argument("--only", nargs="*", default=None)
     parser.add_argument("--skip", nargs="*", default=["vit_h_14", "regnet_y_128gf"])

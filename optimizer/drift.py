@@ -10,6 +10,7 @@ from ..errors import BackendError
 from ..graph import Cut, LayerGraph
 from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import CutLatency, Figure, Profile
+from ..profilers.conditions import Conditions
 from ..profilers.profile import profile
 from .checked import CheckResult, What
 from .choose import TIE, Candidates, choose
@@ -22,12 +23,12 @@ def stored_times(config: SplitConfig, cuts: Sequence[Cut]) -> Profile | None:
     if latency is None or any(cut.name not in rows for cut in cuts):
         return None
     return Profile(
-        [_from_row(rows[cut.name]) for cut in cuts],
-        _figure(latency, "full_enclave"),
-        _figure(latency, "full_accelerator"),
-        latency.threads,
-        latency.batch,
-        latency.repetitions,
+        cuts=[_from_row(rows[cut.name]) for cut in cuts],
+        full_enclave=_figure(latency, "full_enclave"),
+        full_accelerator=_figure(latency, "full_accelerator"),
+        threads=latency.threads,
+        batch=latency.batch,
+        repetitions=latency.repetitions,
     )
 
 
@@ -58,10 +59,12 @@ def latency_holds(
     now = profile(
         graph,
         cuts,
-        enclave=enclave,
-        accelerator=accelerator,
-        threads=stored.threads,
-        batch=stored.batch,
+        Conditions(
+            enclave=enclave,
+            accelerator=accelerator,
+            threads=stored.threads,
+            batch=stored.batch,
+        ),
     )
     mine = _position(graph, cuts, config)
     before = stored.total.ms / stored.full_enclave.ms
@@ -154,7 +157,7 @@ def _position(graph: LayerGraph, cuts: Sequence[Cut], config: SplitConfig) -> in
 
 def _from_row(row: CutRow) -> CutLatency:
     parts = ("enclave", "handoff", "accelerator", "total")
-    return CutLatency(*(_figure(row.latency_ms, part) for part in parts))
+    return CutLatency(**{part: _figure(row.latency_ms, part) for part in parts})
 
 
 def _figure(latency: object, part: str) -> Figure:

@@ -18,6 +18,7 @@ from ..graph import Cut, LayerGraph
 from ..models import LoadedModel, load_model
 from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import Profile
+from ..profilers.conditions import Conditions
 from ..profilers.profile import modelled, profile, verify
 from ..profilers.sgx_model import SgxModel
 from ..traceargs import Tracing
@@ -200,10 +201,17 @@ def find(
         )
 
     watcher.stage("profiling all cuts")
+    conditions = Conditions(
+        enclave=enclave,
+        accelerator=accelerator,
+        threads=threads,
+        batch=batch,
+        repetitions=repetitions,
+        seed=seed,
+    )
     measured = times or profile(
-        graph, listed, enclave=enclave, accelerator=accelerator, threads=threads, batch=batch,
-        repetitions=repetitions, seed=seed, progress=lambda s: watcher.progress("profile", s),
-    )  # fmt: skip
+        graph, listed, conditions, progress=lambda s: watcher.progress("profile", s)
+    )
     timing = modelled(measured, graph, listed, sgx_model) if sgx_model else measured
 
     watcher.stage("reading the images" if data else "generating images")
@@ -250,10 +258,7 @@ def find(
         return search
 
     def time_of(more: list[Cut]) -> Profile:
-        found = profile(
-            graph, more, enclave=enclave, accelerator=accelerator, threads=threads, batch=batch,
-            repetitions=repetitions, seed=seed, progress=lambda s: watcher.progress("profile", s),
-        )  # fmt: skip
+        found = profile(graph, more, conditions, progress=lambda s: watcher.progress("profile", s))
         return modelled(found, graph, more, sgx_model) if isinstance(sgx_model, SgxModel) else found
 
     as_measured = {c.node: t for c, t in zip(listed, measured.cuts, strict=True)}
@@ -265,10 +270,8 @@ def find(
     verified = None
     if pick_index is not None and times is None:
         watcher.stage(f"running the split at {listed[pick_index].name} for real")
-        verified = verify(
-            graph, listed[pick_index], as_measured[listed[pick_index].node],
-            enclave=enclave, accelerator=accelerator, threads=threads, batch=batch, seed=seed,
-        )  # fmt: skip
+        profiled = as_measured[listed[pick_index].node]
+        verified = verify(graph, listed[pick_index], profiled, conditions)
     config = build_config(
         model, graph, listed, timing, images, floor, side, chosen_budget, panel, outcome,
         verdicts, pick_index, verified, terms, seed, storage_name, command,

@@ -14,6 +14,7 @@ from ..graph import Cut, LayerGraph
 from ..models import load_model
 from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import Profile
+from ..profilers.conditions import Conditions
 from ..profilers.profile import modelled, profile
 from ..profilers.sgx_model import SgxModel
 from .budgets import BUDGETS, pick
@@ -153,9 +154,11 @@ def reproduce(
     every = graph.cuts("paper")
     wanted = _pick(graph, every, cut)
     timed = profile(
-        graph, every, enclave=side, accelerator=device, repetitions=repetitions, seed=seed,
+        graph,
+        every,
+        Conditions(enclave=side, accelerator=device, repetitions=repetitions, seed=seed),
         progress=lambda s: watcher.progress("profile", s),
-    )  # fmt: skip
+    )
     if sgx_model is not None:
         how = SgxModel.parse(sgx_model) if isinstance(sgx_model, str) else sgx_model
         timed = modelled(timed, graph, every, how)

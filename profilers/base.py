@@ -34,7 +34,7 @@ class Figure:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CutLatency:
     """Predicted latency of one cut, for one batch: the three parts and their sum."""
 
@@ -54,7 +54,7 @@ def total_of(*parts: Figure) -> Figure:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verification:
     """The chosen cut run for real: head, hand-off and tail, against the prediction.
 
@@ -73,7 +73,7 @@ class Verification:
         return (self.measured_ms - self.predicted_ms) / self.measured_ms
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkerCost:
     """What a worker inside Gramine costs besides the passes: seconds, and peak bytes."""
 
@@ -82,7 +82,7 @@ class WorkerCost:
     peak_bytes: int
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Profile:
     """Latency of every cut, in the order of the cuts, and of the whole model in the enclave.
 

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..enclave_runner.probe import cool
 from ..enclave_runner.probing import Probe
-from ..enclave_runner.programs import record
+from ..enclave_runner.recording import record
+from ..enclave_runner.timed import cool
 from ..errors import ExportError, UsageError
 from ..graph import Cut, LayerGraph
 from ..splitting import split
 from . import handoff as _handoff
 from .backends import ACCELERATORS, ENCLAVES
 from .base import CutLatency, Figure, Profile, Verification, WorkerCost, total_of
+from .conditions import Conditions
 from .instrumented import Pass, Subject, WorkerPass
 from .memory import keep_memory
 from .sgx_model import SgxModel
@@ -56,14 +57,9 @@ def one_setting(threads: int) -> Iterator[None]:
 def profile(
     graph: LayerGraph,
     cuts: Sequence[Cut],
+    conditions: Conditions | None = None,
     *,
-    enclave: str = "native",
-    accelerator: str = "cpu",
-    threads: int = 1,
-    batch: int = 1,
-    repetitions: int = 20,
     warmup: int = 3,
-    seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Profile:
     """Measure enclave time, hand-off and accelerator time of every cut.
@@ -74,25 +70,24 @@ def profile(
     Args:
         graph: The layer graph.
         cuts: In execution order.
-        enclave, accelerator: Names of backends, already resolved.
-        threads: Compute threads on both sides.
-        batch: Images a run, on both sides.
-        repetitions: Kept runs; medians are reported.
-        warmup: Runs before those.
-        seed: For the input's values.
+        conditions: Backends, threads, batch, repetitions and seed; None takes the defaults.
+        warmup: Runs before those that are kept.
         progress: Called with the share done.
+
+    Raises:
+        UsageError: A batch that this model does not run at.
     """
-    if batch < 1 or repetitions < 1:
-        raise UsageError(f"`batch` and `repetitions` got {batch} and {repetitions}; use 1 or more")
+    how = conditions or Conditions()
+    enclave, accelerator, batch = how.enclave, how.accelerator, how.batch
     if graph.fixed_batch is not None and batch != graph.fixed_batch:
         raise UsageError(
             f"`batch` got {batch}, but this model runs at batch {graph.fixed_batch} only"
         )
-    example = _example(graph, batch, seed)
+    example = _example(graph, how)
     payloads = sorted({_payload(c, graph, batch) for c in cuts})
     times: dict[int, list[float]] = {size: [] for size in payloads}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(one_setting(threads))
+        stack.enter_context(one_setting(how.threads))
         channel = stack.enter_context(_handoff.handoff(max(payloads, default=1)))
         subject = Subject.of(graph, cuts, example)
         inside = stack.enter_context(contextlib.closing(ENCLAVES[enclave](subject)))
@@ -103,41 +98,46 @@ def profile(
             inside.once(keep=False)
             outside.once(keep=False)
         # A hand-off takes about as long as a pass and varies less.
-        every = max(1, repetitions // HANDOFFS)
-        for i in range(repetitions):
+        every = max(1, how.repetitions // HANDOFFS)
+        for i in range(how.repetitions):
             inside.once()
             if not same:
                 outside.once()
             for size in payloads if i % every == 0 else ():
                 times[size].append(channel.once(size) + _upload(size, accelerator))
             if progress is not None:
-                progress((i + 1) / repetitions)
-    how = _handoff.BACKEND + (" + copy to the GPU" if accelerator == "cuda" else "")
-    handoffs = {size: _figure(samples, how) for size, samples in times.items()}
+                progress((i + 1) / how.repetitions)
+    crossed = _handoff.BACKEND + (" + copy to the GPU" if accelerator == "cuda" else "")
+    handoffs = {size: _figure(samples, crossed) for size, samples in times.items()}
     at_in, at_out = inside.result(), outside.result()
     latencies = []
     for i, cut in enumerate(cuts):
         head = _figure(at_in.at[:, i], enclave)
         tail = _figure(at_out.end - at_out.at[:, i], accelerator)
         hand = handoffs[_payload(cut, graph, batch)]
-        latencies.append(CutLatency(head, hand, tail, total_of(head, hand, tail)))
+        latencies.append(_latency(head, hand, tail))
     return Profile(
         cuts=latencies,
         full_enclave=_figure(at_in.end, enclave),
         full_accelerator=_figure(at_out.end, accelerator),
-        threads=threads,
+        threads=how.threads,
         batch=batch,
-        repetitions=repetitions,
+        repetitions=how.repetitions,
         warnings=_warnings(enclave, accelerator, subject),
         worker=_cost(inside),
     )
+
+
+def _latency(enclave: Figure, handoff: Figure, accelerator: Figure) -> CutLatency:
+    total = total_of(enclave, handoff, accelerator)
+    return CutLatency(enclave=enclave, handoff=handoff, accelerator=accelerator, total=total)
 
 
 def _cost(inside: Pass) -> WorkerCost | None:
     if not isinstance(inside, WorkerPass):
         return None
     probe = inside.probe
-    return WorkerCost(probe.start_s, probe.load_s, probe.peak_bytes)
+    return WorkerCost(start_s=probe.start_s, load_s=probe.load_s, peak_bytes=probe.peak_bytes)
 
 
 def _warnings(enclave: str, accelerator: str, subject: Subject) -> list[str]:
@@ -158,13 +158,13 @@ def modelled(measured: Profile, graph: LayerGraph, cuts: Sequence[Cut], model: S
 
     def scale(figure: Figure, parameters: int, activations: int) -> Figure:
         ms = model.enclave_ms(figure.ms, parameters + activations * measured.batch)
-        return Figure(ms, figure.noise_ms * model.slowdown, "modelled", model.label())
+        noise_ms = figure.noise_ms * model.slowdown
+        return Figure(ms=ms, noise_ms=noise_ms, basis="modelled", backend=model.label())
 
     latencies = []
     for cut, latency in zip(cuts, measured.cuts, strict=True):
         head = scale(latency.enclave, cut.head_param_bytes, cut.head_peak_activation_bytes)
-        total = total_of(head, latency.handoff, latency.accelerator)
-        latencies.append(CutLatency(head, latency.handoff, latency.accelerator, total))
+        latencies.append(_latency(head, latency.handoff, latency.accelerator))
     kept = [w for w in measured.warnings if w not in (NO_ENCLAVE, NO_SGX)]
     return replace(
         measured,
@@ -191,39 +191,42 @@ def _payload(cut: Cut, graph: LayerGraph, batch: int) -> int:
 
 def _figure(seconds: Sequence[float] | np.ndarray, backend: str) -> Figure:
     median, noise = median_and_noise(list(seconds))
-    return Figure(median * 1e3, noise * 1e3, "measured", backend)
+    return Figure(ms=median * 1e3, noise_ms=noise * 1e3, basis="measured", backend=backend)
 
 
 def verify(
     graph: LayerGraph,
     cut: Cut,
     profiled: CutLatency,
+    conditions: Conditions | None = None,
     *,
-    enclave: str = "native",
-    accelerator: str = "cpu",
-    threads: int = 1,
-    batch: int = 1,
-    repetitions: int = 15,
-    seed: int = 0,
+    runs: int = 15,
 ) -> Verification:
     """Run head, hand-off and tail of `cut` for real and hold the sum against the prediction.
 
-    `profiled` must be a measured prediction, not a modelled one.
+    Args:
+        graph: The layer graph.
+        cut: Where it is split.
+        profiled: What the profile had said; measured, not modelled.
+        conditions: Those of the profile.
+        runs: Kept runs of the split.
     """
-    example = _example(graph, batch, seed)
+    how = conditions or Conditions()
+    enclave, accelerator, batch = how.enclave, how.accelerator, how.batch
+    example = _example(graph, how)
     device = "cuda" if accelerator == "cuda" else "cpu"
     size = _payload(cut, graph, batch)
     real: list[float] = []
     hands: list[float] = []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(one_setting(threads))
+        stack.enter_context(one_setting(how.threads))
         channel = stack.enter_context(_handoff.handoff(size))
         subject = Subject.of(graph, [cut], example)
         inside = stack.enter_context(contextlib.closing(ENCLAVES[enclave](subject)))
         outside = stack.enter_context(contextlib.closing(ACCELERATORS[accelerator](subject)))
         head, tail, boundary = _both(graph, cut, example, device, enclave)
         stack.callback(head.close)
-        for i in range(repetitions + 3):
+        for i in range(runs + 3):
             inside.once(keep=i >= 3)
             outside.once(keep=i >= 3)
             hand = channel.once(size) + _upload(size, accelerator)
@@ -287,6 +290,6 @@ def _timed(run: Callable[..., Any], example: torch.Tensor) -> Callable[[], float
     return once
 
 
-def _example(graph: LayerGraph, batch: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(batch, *graph.inputs[0].shape[1:], generator=generator)
+def _example(graph: LayerGraph, how: Conditions) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(how.seed)
+    return torch.rand(how.batch, *graph.inputs[0].shape[1:], generator=generator)

@@ -15,9 +15,14 @@ import partopt
 ROOT = Path(__file__).resolve().parents[1]
 # Arrows run from the left to the right; whatever is in none of these is a shared module.
 ORDER = [
-    "cli", "commands|research", "testing|reporting", "optimizer", "profilers|attackers",
-    "enclave_runner", "shared",
-]  # fmt: skip
+    "cli",
+    "commands|research",
+    "testing|reporting",
+    "optimizer",
+    "profilers|attackers",
+    "enclave_runner",
+    "shared",
+]
 
 
 def modules() -> list[Path]:
@@ -103,10 +108,21 @@ def test_importing_partopt_is_cheap():
 
 def test_a_wheel_holds_the_package_alone(tmp_path):
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
-         "-w", str(tmp_path), str(ROOT)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(tmp_path),
+            str(ROOT),
+        ],
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     tops = {n.split("/")[0] for n in names}

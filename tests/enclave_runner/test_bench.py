@@ -1,16 +1,22 @@
 import json
 
 from partopt.enclave_runner.bench import STAGES, bench
-from partopt.enclave_runner.orchestrator import Options
+from partopt.enclave_runner.orchestrator import ServeOptions
 from partopt.reporting.answers import bench_table
 
 
 def test_bench_measures_every_stage_and_the_other_ways(made, photo):
     shares = []
     found = bench(
-        made.folder, photo, Options(enclave="native"), made.key, insecure=True, requests=12,
-        published=1, progress=lambda what, share: shares.append(share),
-    )  # fmt: skip
+        made.folder,
+        photo,
+        ServeOptions(enclave="native"),
+        made.key,
+        insecure=True,
+        requests=12,
+        published=1,
+        progress=lambda what, share: shares.append(share),
+    )
     assert set(found.stages) == {*STAGES, "split", "inside", "client"}
     for values in found.stages.values():
         assert 0 <= values["p50"] <= values["p95"] <= values["p99"]

@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,10 @@ from safetensors.torch import load
 from partopt.answers import tensors
 from partopt.config import SplitConfig, Tensor
 from partopt.enclave_runner.bundle import Bundle, read_bundle
-from partopt.enclave_runner.export import SEALED, export
-from partopt.enclave_runner.manifest import Worker, render
+from partopt.enclave_runner.export import SEALED, Build, Keys, Source, export
+from partopt.enclave_runner.manifest import GramineWorker, render
 from partopt.enclave_runner.parts import WEIGHTS, Part, load_program
-from partopt.enclave_runner.programs import join
+from partopt.enclave_runner.recording import join
 from partopt.enclave_runner.sealing import new_key, read_key, unseal
 from partopt.errors import (
     BackendError,
@@ -79,10 +80,14 @@ def test_any_changed_file_is_noticed(made, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2}, {"extra": 1}, {"batch": "x"}, {"files": {"../x": "0" * 64}},
-        {"files": {"/etc/passwd": "0" * 64}}, {"seal": "rot13"},
+        {"schema": 2},
+        {"extra": 1},
+        {"batch": "x"},
+        {"files": {"../x": "0" * 64}},
+        {"files": {"/etc/passwd": "0" * 64}},
+        {"seal": "rot13"},
     ],
-)  # fmt: skip
+)
 def test_a_wrong_bundle_json_is_refused(made, tmp_path, change):
     copy = made.copy(tmp_path / "b")
     data = json.loads((copy / "bundle.json").read_text())
@@ -114,12 +119,19 @@ def test_workers_check_hashes_themselves(made, tmp_path):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("limits", "batch"), 0), (("limits", "batch"), 10**9), (("limits", "image_bytes"), "x"),
-        (("inputs", 0, "shape"), [1, -3]), (("inputs", 0, "dtype"), "object"), (("role",), "cow"),
-        (("seal",), "rot13"), (("preprocessing", "resize"), 1 << 40), (("schema",), 9),
-        (("preprocessing", "interpolation"), "magic"), (("inputs", 0, "shape"), [1 << 31] * 8),
+        (("limits", "batch"), 0),
+        (("limits", "batch"), 10**9),
+        (("limits", "image_bytes"), "x"),
+        (("inputs", 0, "shape"), [1, -3]),
+        (("inputs", 0, "dtype"), "object"),
+        (("role",), "cow"),
+        (("seal",), "rot13"),
+        (("preprocessing", "resize"), 1 << 40),
+        (("schema",), 9),
+        (("preprocessing", "interpolation"), "magic"),
+        (("inputs", 0, "shape"), [1 << 31] * 8),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_spec_is_refused(made, tmp_path, path, value):
     copy = made.copy(tmp_path / "b")
     data = json.loads((copy / "head" / "spec.json").read_text())
@@ -134,12 +146,12 @@ def test_a_wrong_spec_is_refused(made, tmp_path, path, value):
 
 def test_nothing_is_overwritten(made, tmp_path):
     with pytest.raises(UsageError, match="not empty"):
-        export(made.split, made.folder)
+        export(Source(split=made.split), made.folder)
     (tmp_path / "k").write_text("mine")
     with pytest.raises(UsageError, match="`key` got"):
-        export(made.split, tmp_path / "b", key=tmp_path / "k")
+        export(Source(split=made.split), tmp_path / "b", keys=Keys(file=tmp_path / "k"))
     with pytest.raises(UsageError, match="inside the bundle"):
-        export(made.split, tmp_path / "b", key=tmp_path / "b" / "k")
+        export(Source(split=made.split), tmp_path / "b", keys=Keys(file=tmp_path / "b" / "k"))
     assert not (tmp_path / "b").exists()
 
 
@@ -149,7 +161,7 @@ def test_other_weights_than_were_attacked_are_refused(made, tmp_path):
     path = tmp_path / "s.json"
     config.model_copy(update={"model": other}).write(path)
     with pytest.raises(WeightsError, match="not those"):
-        export(path, tmp_path / "b")
+        export(Source(split=path), tmp_path / "b")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -157,14 +169,14 @@ def test_no_cut_no_bundle(made, tmp_path):
     path = tmp_path / "s.json"
     SplitConfig.read(made.split).model_copy(update={"cut": None}).write(path)
     with pytest.raises(UsageError, match="no cut"):
-        export(path, tmp_path / "b")
+        export(Source(split=path), tmp_path / "b")
 
 
 def test_weights_that_lie_on_both_sides_are_told_from_the_start(find_split, tmp_path):
     split, loaded = find_split("runnets:Tied", "relu")
     told = "head and tail both read a.weight"
     assert any(told in w for w in SplitConfig.read(split).warnings)
-    done = export(split, tmp_path / "b")
+    done = export(Source(split=split), tmp_path / "b")
     assert any(told in w for w in done.warnings)
     assert done.off == 0
     halves = [
@@ -186,7 +198,7 @@ def test_a_graph_that_was_not_attacked_is_refused(made, tmp_path):
     path = tmp_path / "s.json"
     config.model_copy(update={"model": other}).write(path)
     with pytest.raises(CutError, match="not the one that was attacked"):
-        export(path, tmp_path / "b")
+        export(Source(split=path), tmp_path / "b")
 
 
 def test_programs_are_held_against_the_loaded_model(made, tmp_path, monkeypatch):
@@ -202,14 +214,14 @@ def test_programs_are_held_against_the_loaded_model(made, tmp_path, monkeypatch)
 
     monkeypatch.setattr(LoadedModel, "trace", wrong)
     with pytest.raises(ExportError, match="answer otherwise than the model"):
-        export(made.split, tmp_path / "b")
+        export(Source(split=made.split), tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("name", ["Packed", "Whole"])
 def test_answers_in_containers_are_exported(find_split, tmp_path, name):
     split, loaded = find_split(f"runnets:{name}", "a")
-    done = export(split, tmp_path / "b")
+    done = export(Source(split=split), tmp_path / "b")
     halves = [
         load_program(done.folder / role, Part.read(done.folder / role), read_key(done.key))
         for role in ("head", "tail")
@@ -231,24 +243,24 @@ def test_a_complex_boundary_is_refused(find_split, tmp_path):
     chosen = config.cut.model_copy(update={"name": cut.name, "boundary": [tensor]})
     config.model_copy(update={"cut": chosen}).write(split)
     with pytest.raises(ExportError, match="complex64, which cannot cross"):
-        export(split, tmp_path / "b")
+        export(Source(split=split), tmp_path / "b")
 
 
 def test_labels(made, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\n")
     with pytest.raises(UsageError, match="3 labels for 5 classes"):
-        export(made.split, tmp_path / "b", labels=str(names))
+        export(Source(split=made.split), tmp_path / "b", build=Build(labels=str(names)))
     with pytest.raises(UsageError, match="use imagenet or a text file"):
-        export(made.split, tmp_path / "b", labels="nope.txt")
+        export(Source(split=made.split), tmp_path / "b", build=Build(labels="nope.txt"))
 
 
 def test_what_gramine_lacks_is_said(made, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendError, match="gramine-sgx-pf-crypt is not on PATH"):
-        export(made.split, tmp_path / "b", seal_with="gramine")
+        export(Source(split=made.split), tmp_path / "b", keys=Keys(seal_with="gramine"))
     (tmp_path / "key.pem").write_text("x")
-    done = export(made.split, tmp_path / "b", sign=tmp_path / "key.pem")
+    done = export(Source(split=made.split), tmp_path / "b", keys=Keys(sign=tmp_path / "key.pem"))
     assert any("not signed" in w for w in done.warnings)
     assert done.bundle.mrenclave is None
 
@@ -272,11 +284,19 @@ def test_the_manifest_trusts_files_not_folders(made):
 
 
 def test_a_path_cannot_write_the_manifest():
-    worker = Worker("m", 'x"{{ evil }}', [], True, [], [], None, "", "", 1 << 30, 8)
+    worker = GramineWorker(
+        module="m",
+        folder='x"{{ evil }}',
+        names=["n"],
+        trusted=True,
+        files=[],
+        prefixes=[],
+        enclave_size=1 << 30,
+        max_threads=8,
+    )
     with pytest.raises(ExportError, match="cannot stand in a manifest"):
         render(worker)
-    quoted = Worker("m", 'a"b', ["n"], True, [], [], None, "", "", 1 << 30, 8)
-    assert 'uri = "file:a\\"b"' in render(quoted)
+    assert 'uri = "file:a\\"b"' in render(replace(worker, folder='a"b'))
 
 
 def test_bundle_schema_is_strict():

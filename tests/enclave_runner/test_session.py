@@ -150,9 +150,15 @@ def raw_frame(client, wire, message=b"hello") -> bytes:
 
 @pytest.mark.parametrize(
     ("damage", "code"),
-    [("flip", "forged"), ("replay", "replayed"), ("skip", "unexpected"), ("huge", "oversized"),
-     ("short", "truncated"), ("cut", "truncated")],
-)  # fmt: skip
+    [
+        ("flip", "forged"),
+        ("replay", "replayed"),
+        ("skip", "unexpected"),
+        ("huge", "oversized"),
+        ("short", "truncated"),
+        ("cut", "truncated"),
+    ],
+)
 def test_each_damage_has_its_code(wire, damage, code):
     client, head, _ = handshake(wire)
     raw = raw_frame(client, wire)
@@ -291,8 +297,14 @@ def test_fuzzed_session_frames_are_all_refused():
 def test_messages():
     head, body = decode(encode({"id": 1, "do": "x"}, b"\0\1"))
     assert (head, body) == ({"id": 1, "do": "x"}, b"\0\1")
-    for bad in (b"", b"\0\0", b"\xff\xff\xff\xff", struct.pack("<I", 2) + b"[]", encode({})[:-1],
-                struct.pack("<I", MAX_HEAD) + b"[" * MAX_HEAD):  # fmt: skip
+    for bad in (
+        b"",
+        b"\0\0",
+        b"\xff\xff\xff\xff",
+        struct.pack("<I", 2) + b"[]",
+        encode({})[:-1],
+        struct.pack("<I", MAX_HEAD) + b"[" * MAX_HEAD,
+    ):
         with pytest.raises(FrameError):
             decode(bad)
 
@@ -310,16 +322,33 @@ def test_control_lines(wire):
 
 
 GOOD = {
-    "transport": "shm", "area": "/dev/shm/x", "slots": 2, "batch": 1, "threads": 1, "queue": 4,
-    "host": "127.0.0.1", "port": 0, "token": "00" * 16,
-}  # fmt: skip
+    "transport": "shm",
+    "area": "/dev/shm/x",
+    "slots": 2,
+    "batch": 1,
+    "threads": 1,
+    "queue": 4,
+    "host": "127.0.0.1",
+    "port": 0,
+    "token": "00" * 16,
+}
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"slots": 0}, {"slots": 10**9}, {"batch": True}, {"threads": "2"}, {"transport": "smoke"},
-     {"port": 70000}, {"area": 5}, {"timeout": -1}, {"more": 1}, {"area": "x" * 5000}],
-)  # fmt: skip
+    [
+        {"slots": 0},
+        {"slots": 10**9},
+        {"batch": True},
+        {"threads": "2"},
+        {"transport": "smoke"},
+        {"port": 70000},
+        {"area": 5},
+        {"timeout": -1},
+        {"more": 1},
+        {"area": "x" * 5000},
+    ],
+)
 def test_a_start_line_out_of_bounds_is_refused(change):
     start_from(GOOD)
     with pytest.raises(FrameError, match="start line"):

@@ -57,7 +57,7 @@ def arena(tiny_loaded, tmp_path):
     images = load_images(None, tiny_loaded.preprocessing, Split(64, 16, 24))
     store = FeatureStore(tmp_path / "f", graph, tiny_loaded.preprocessing, images, "w")
     same = Figure(1.0, 0.0, "measured", "native")  # all ties, as on a host without enclave and GPU
-    latencies = [CutLatency(same, same, same, same)] * len(cuts)
+    latencies = [CutLatency(enclave=same, handoff=same, accelerator=same, total=same)] * len(cuts)
     floor = floor_of(images, 32, 0)
 
     def make_search(storage, threshold=0.2, settings=SETTINGS, last=0, **kwargs):
@@ -581,7 +581,8 @@ TOGETHER = """
     store = FeatureStore(Path(gate) / "f", graph, loaded.preprocessing, images, "w",
         budget_bytes=int(most))
     floor = floor_of(images, 32, 0)
-    same = CutLatency(*[Figure(1.0, 0.0, "measured", "native")] * 4)
+    figure = Figure(1.0, 0.0, "measured", "native")
+    same = CutLatency(enclave=figure, handoff=figure, accelerator=figure, total=figure)
     (Path(gate) / f"ready{number}").touch()
     while not (Path(gate) / "go").exists():
         time.sleep(0.01)

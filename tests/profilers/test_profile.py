@@ -10,6 +10,7 @@ from partopt.errors import BackendError, ExportError, UsageError
 from partopt.graph import trace
 from partopt.profilers.backends import pick_accelerator, pick_enclave
 from partopt.profilers.base import CutLatency, Figure, Profile
+from partopt.profilers.conditions import Conditions
 from partopt.profilers.handoff import Handoff, handoff
 from partopt.profilers.profile import modelled, profile, verify
 from partopt.profilers.sgx_model import SgxModel
@@ -24,7 +25,7 @@ def graph(tiny):
 def test_every_cut_has_three_parts_from_few_passes(graph):
     cuts = graph.cuts("all")
     shares = []
-    p = profile(graph, cuts, repetitions=5, warmup=1, progress=shares.append)
+    p = profile(graph, cuts, Conditions(repetitions=5), warmup=1, progress=shares.append)
     assert len(p.cuts) == len(cuts)
     assert shares[-1] == 1.0
     heads = [c.enclave.ms for c in p.cuts]
@@ -44,7 +45,7 @@ def test_one_pass_per_repetition_whatever_the_number_of_cuts(graph, monkeypatch)
         return run(self, *args)
 
     monkeypatch.setattr(Program, "run", counted)
-    profile(graph, graph.cuts("all"), repetitions=4, warmup=1)
+    profile(graph, graph.cuts("all"), Conditions(repetitions=4), warmup=1)
     # native and cpu are the same device: warm-up is 2 passes, then one a repetition.
     assert len(calls) == 2 + 4
 
@@ -54,14 +55,14 @@ def test_a_model_that_cannot_be_exported_is_timed_as_traced_and_says_so(graph, m
         raise ExportError("no program")
 
     monkeypatch.setattr("partopt.profilers.instrumented.marked", refuse)
-    p = profile(graph, graph.cuts(), repetitions=2, warmup=0)
+    p = profile(graph, graph.cuts(), Conditions(repetitions=2), warmup=0)
     assert p.full_enclave.ms > 0
     assert any("timed as traced: no program" in w for w in p.warnings)
 
 
 def test_thread_count_is_used_and_restored(graph):
     torch.set_num_threads(2)
-    assert profile(graph, graph.cuts(), threads=1, repetitions=1).threads == 1
+    assert profile(graph, graph.cuts(), Conditions(threads=1, repetitions=1)).threads == 1
     assert torch.get_num_threads() == 2
 
 
@@ -79,25 +80,25 @@ def test_the_payload_is_that_of_the_batch(tiny, handed, traced_at, batch):
     graph = trace(tiny, torch.zeros(traced_at, 3, 32, 32))
     cuts = graph.cuts()
     numbers = {c.payload_bytes // traced_at * batch for c in cuts}
-    p = profile(graph, cuts, batch=batch, repetitions=1, warmup=0)
+    p = profile(graph, cuts, Conditions(batch=batch, repetitions=1), warmup=0)
     assert p.batch == batch
     assert set(handed) == numbers
     handed.clear()
-    verify(graph, cuts[0], p.cuts[0], batch=batch, repetitions=1)
+    verify(graph, cuts[0], p.cuts[0], Conditions(batch=batch), runs=1)
     assert set(handed) == {cuts[0].payload_bytes // traced_at * batch}
 
 
 def test_a_verification_holds_the_handoff_on_both_sides(graph, handed):
     cuts = graph.cuts()
-    p = profile(graph, cuts, repetitions=1, warmup=0)
-    v = verify(graph, cuts[1], p.cuts[1], repetitions=2)
+    p = profile(graph, cuts, Conditions(repetitions=1), warmup=0)
+    v = verify(graph, cuts[1], p.cuts[1], runs=2)
     for ms in (v.predicted_ms, v.measured_ms, v.profiled_ms):
         assert 100e3 < ms < 110e3
 
 
 def test_the_sgx_model_is_labelled_everywhere(graph):
     cuts = graph.cuts()
-    measured = profile(graph, cuts, repetitions=2, warmup=0)
+    measured = profile(graph, cuts, Conditions(repetitions=2), warmup=0)
     model = SgxModel.parse("slowdown=2,transition_us=0,epc_mib=1000")
     p = modelled(measured, graph, cuts, model)
     assert p.full_enclave.basis == "modelled"
@@ -115,8 +116,15 @@ def test_activations_of_the_whole_batch_page(graph, batch):
     """Parameters are there once, activations for every image."""
     cuts = graph.cuts()
     figure = Figure(3.0, 0.0, "measured", "native")
-    latency = CutLatency(figure, figure, figure, figure)
-    measured = Profile([latency] * len(cuts), figure, figure, 1, batch, 1)
+    latency = CutLatency(enclave=figure, handoff=figure, accelerator=figure, total=figure)
+    measured = Profile(
+        cuts=[latency] * len(cuts),
+        full_enclave=figure,
+        full_accelerator=figure,
+        threads=1,
+        batch=batch,
+        repetitions=1,
+    )
     model = SgxModel(slowdown=1.0, transition_us=0, epc_mib=0, paging_ms_per_mib=2**20)
     p = modelled(measured, graph, cuts, model)
     for cut, after in zip(cuts, p.cuts, strict=True):
@@ -141,8 +149,8 @@ def test_wrong_sgx_models(text):
 
 def test_verification_runs_the_split_for_real(graph):
     cuts = graph.cuts()
-    p = profile(graph, cuts, repetitions=2, warmup=0)
-    v = verify(graph, cuts[1], p.cuts[1], repetitions=3)
+    p = profile(graph, cuts, Conditions(repetitions=2), warmup=0)
+    v = verify(graph, cuts[1], p.cuts[1], runs=3)
     assert v.measured_ms > 0
     assert v.profiled_ms == p.cuts[1].total.ms
     assert v.error == pytest.approx((v.measured_ms - v.predicted_ms) / v.measured_ms)
@@ -193,7 +201,7 @@ def test_cuda_without_a_gpu():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_cuda_events(graph):
-    p = profile(graph, graph.cuts(), accelerator="cuda", repetitions=3)
+    p = profile(graph, graph.cuts(), Conditions(accelerator="cuda", repetitions=3))
     assert all(c.accelerator.backend == "cuda" for c in p.cuts)
 
 
