@@ -1,11 +1,13 @@
 import copy
 import json
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load
 
+import partopt
 from partopt.answers import tensors
 from partopt.config import SplitConfig, Tensor
 from partopt.enclave_runner.bundle import Bundle, read_bundle
@@ -23,6 +25,8 @@ from partopt.errors import (
     WeightsError,
 )
 from partopt.models import LoadedModel
+
+from .test_trusted_base import TRUSTED
 
 
 def test_the_bundle_says_what_it_is(made):
@@ -280,6 +284,10 @@ def test_the_manifest_trusts_files_not_folders(made):
     assert "/torch/lib/libtorch_cpu.so" in trusted
     assert "torchvision" not in trusted, "the enclave needs no torchvision"
     assert "/optuna/" not in trusted
+    package = f"file:{os.path.dirname(partopt.__file__)}/"
+    own = {e.removeprefix(package) for e in entries if e.startswith(package)}
+    read = {e.removesuffix(".py").replace("/", ".") for e in own}
+    assert read == {*TRUSTED, "__init__", "enclave_runner.__init__"}, "what the head worker imports"
     assert not any(name in trusted for name in ("libc.so.6", "libm.so.6"))
 
 
