@@ -39,9 +39,20 @@ _HOME = {
 __version__ = "0.1.0"
 
 __all__ = [
-    "Cut", "LayerGraph", "LoadedModel", "Node", "PartoptError", "SplitConfig", "SplitResult",
-    "TensorSpec", "__version__", "find", "load_model", "split", "trace",
-]  # fmt: skip
+    "Cut",
+    "LayerGraph",
+    "LoadedModel",
+    "Node",
+    "PartoptError",
+    "SplitConfig",
+    "SplitResult",
+    "TensorSpec",
+    "__version__",
+    "find",
+    "load_model",
+    "split",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

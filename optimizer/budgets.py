@@ -69,13 +69,19 @@ _QUICK_LINEAR = Linear(max_cells=40_000, max_terms=1300)
 _QUICK_DECODER = Decoder(epochs=3, width=64, blocks=1, batch=8, patience=0, linear=_QUICK_LINEAR)
 # White-box descent runs the head forwards and backwards for every step of every image.
 _FEW_STEPS: dict[str, Any] = {
-    "steps": 20, "batch": 8, "distances": ("l2",), "tuning_images": 8,
-}  # fmt: skip
+    "steps": 20,
+    "batch": 8,
+    "distances": ("l2",),
+    "tuning_images": 8,
+}
 _RMLE: dict[str, Any] = {**_FEW_STEPS, "lr": 0.05, "tvs": (3.0, 0.3, 30.0), "restarts": 1}
 # From a good start small steps go further.
 _HYBRID: dict[str, Any] = {
-    **_FEW_STEPS, "lr": 0.01, "tvs": (0.0, 1.0), "decoder": _QUICK_DECODER,
-}  # fmt: skip
+    **_FEW_STEPS,
+    "lr": 0.01,
+    "tvs": (0.0, 1.0),
+    "decoder": _QUICK_DECODER,
+}
 _DECODER = Decoder(epochs=30)
 _FULL_DECODER = Decoder(epochs=100, width=128, blocks=3, patience=15)
 

@@ -33,7 +33,7 @@ PUBLISHED_BUDGETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """What a run goes by.
 
@@ -73,9 +73,15 @@ def protocol_of(
     """
     if name == "strict":
         return Protocol(
-            name, PUBLISHED_THRESHOLD if ssim is None else ssim, scale or "corrected", True, TEXT,
-            "clean" if cuts is None else cuts, list(attackers) if attackers else None, BUDGETS,
-        )  # fmt: skip
+            name=name,
+            threshold=PUBLISHED_THRESHOLD if ssim is None else ssim,
+            scale=scale or "corrected",
+            interval=True,
+            rule=TEXT,
+            cuts="clean" if cuts is None else cuts,
+            attackers=list(attackers) if attackers else None,
+            budgets=BUDGETS,
+        )
     if name != "paper":
         raise UsageError(f"`protocol` got {name!r}; use 'strict' or 'paper'")
     fixed = {
@@ -90,6 +96,12 @@ def protocol_of(
                 f"`{what}` got {given!r}, but protocol paper means {published!r}; leave it out"
             )
     return Protocol(
-        name, PUBLISHED_THRESHOLD, "raw", False, PUBLISHED_TEXT,
-        "paper" if cuts is None else cuts, ["cgan"], PUBLISHED_BUDGETS,
-    )  # fmt: skip
+        name=name,
+        threshold=PUBLISHED_THRESHOLD,
+        scale="raw",
+        interval=False,
+        rule=PUBLISHED_TEXT,
+        cuts="paper" if cuts is None else cuts,
+        attackers=["cgan"],
+        budgets=PUBLISHED_BUDGETS,
+    )

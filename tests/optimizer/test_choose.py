@@ -68,10 +68,11 @@ def test_the_answer_does_not_hang_on_noise():
         answers = {
             choose(
                 among([latency(20 + rng.uniform(-0.3, 0.3), 0.2) for _ in CUTS], whole),
-                [0, 1, 2], SAME,
+                [0, 1, 2],
+                SAME,
             )
             for _ in range(200)
-        }  # fmt: skip
+        }
         assert answers == {0}
 
 

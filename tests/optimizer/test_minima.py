@@ -72,9 +72,12 @@ def test_a_grant_lowers_what_passes_and_nothing_else():
 
 def test_too_few_photos_decide_nothing(tiny_loaded, photo_folder, monkeypatch):
     small = replace(
-        BUDGETS["quick"], split=Split(64, 16, 24), resolution=32, minimum_images=20,
+        BUDGETS["quick"],
+        split=Split(64, 16, 24),
+        resolution=32,
+        minimum_images=20,
         settings={"linear": {"max_cells": 4000}},
-    )  # fmt: skip
+    )
     monkeypatch.setitem(BUDGETS, "quick", small)
     result = find(tiny_loaded, data=photo_folder, cuts=["late.2", "pool"], repetitions=1)
     assert not result.found

@@ -59,8 +59,7 @@ def attacked(tmp_path_factory):
         patch.setenv("PARTOPT_CACHE", str(folder / "cache"))
         patch.setitem(BUDGETS, "quick", budget)
         patch.setitem(registry.ATTACKERS, "recorder", Recorder)
-        return attack_cut("opennet:net", "0", weights="none", input_size=32,
-                          attackers=["recorder"])  # fmt: skip
+        return attack_cut("opennet:net", "0", weights="none", input_size=32, attackers=["recorder"])
 
 
 def likeness(maps: np.ndarray, pictures: np.ndarray) -> float:
