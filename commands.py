@@ -17,7 +17,7 @@ from .console import AsJson, Debug, Shown, show, tell, written
 
 if TYPE_CHECKING:
     from .enclave_runner.client import Client
-    from .enclave_runner.orchestrator import Options, Service
+    from .enclave_runner.orchestrator import ServeOptions, Service
 
 app = typer.Typer()
 
@@ -82,28 +82,26 @@ def export(
     """
     from .arguments import threads as hold_threads
     from .arguments import whole
+    from .enclave_runner.export import Build, Keys, Source
     from .enclave_runner.export import export as write
     from .outputs import folder, writable
 
     whole("batch", batch, 1)
     hold_threads(threads)
+    source = Source(
+        split=split, weights=weights, trust_model=trust_model, even_if_slower=even_if_slower
+    )
+    build = Build(optimise=optimise, batch=batch, threads=threads, labels=labels)
+    keys = Keys(file=key, seal_with=seal, sign=sign)
     folder(out_folder, "out")
     if key is not None:
         writable(key, "key")
     with Shown() as shown:
         done = write(
-            split,
+            source,
             out_folder,
-            weights=weights,
-            key=key,
-            seal_with=seal,
-            optimise=optimise,
-            batch=batch,
-            threads=threads,
-            labels=labels,
-            sign=sign,
-            even_if_slower=even_if_slower,
-            trust_model=trust_model,
+            build=build,
+            keys=keys,
             stage=shown.stage,
         )
     bundle, chosen = done.bundle, done.bundle.optimisation
@@ -158,7 +156,14 @@ def run(
             backend = client.hello.backend
             _classify(client, images, lambda a: best(a, labels, top), rows)
     else:
-        options = _options(enclave, accelerator, transport, threads, batch, in_flight)
+        options = _options(
+            enclave=enclave,
+            accelerator=accelerator,
+            transport=transport,
+            threads=threads,
+            batch=batch,
+            in_flight=in_flight,
+        )
         with _service(bundle, options, _key(bundle, key), insecure) as service:
             backend = service.backend
             with service.client() as client:
@@ -201,17 +206,15 @@ def serve(
 
     Workers that die are started again.
     """
-    host, port = _address("listen", listen)
     options = _options(
-        enclave,
-        accelerator,
-        transport,
-        threads,
-        batch,
-        in_flight,
+        enclave=enclave,
+        accelerator=accelerator,
+        transport=transport,
+        threads=threads,
+        batch=batch,
+        in_flight=in_flight,
         queue=queue,
-        host=host,
-        port=port,
+        address=_address("listen", listen),
     )
     with _until_terminated():
         if only == "tail":
@@ -223,7 +226,7 @@ def serve(
 
 
 def _serve(
-    bundle: Path, options: Options, key: Path | None, insecure: bool, with_tail: bool
+    bundle: Path, options: ServeOptions, key: Path | None, insecure: bool, with_tail: bool
 ) -> None:
     from .enclave_runner.sealing import read_key
 
@@ -319,7 +322,13 @@ def bench(
     if out_file is not None:
         writable(out_file, "out", replaced=False)
     data = _image(image) if image is not None else encoded(512, seed=0)
-    options = _options(enclave, accelerator, transport, threads, 1, in_flight)
+    options = _options(
+        enclave=enclave,
+        accelerator=accelerator,
+        transport=transport,
+        threads=threads,
+        in_flight=in_flight,
+    )
     with Shown() as shown:
         shown.stage("measuring", None)
         found = measure(
@@ -342,30 +351,40 @@ def bench(
 
 
 def _options(
+    *,
     enclave: str,
     accelerator: str,
     transport: str,
     threads: int,
-    batch: int,
+    batch: int = 1,
     in_flight: int,
-    **more: Any,
-) -> Options:
+    queue: int = 16,
+    address: tuple[str, int] = ("127.0.0.1", 0),
+) -> ServeOptions:
     from .arguments import threads as hold_threads
     from .arguments import whole
-    from .enclave_runner.orchestrator import Options
+    from .enclave_runner.orchestrator import ServeOptions
     from .profilers.backends import pick_accelerator
 
     hold_threads(threads)
     whole("batch", batch, 1)
     whole("in_flight", in_flight, 1)
-    whole("queue", more.get("queue"), 0)
-    return Options(
-        enclave, pick_accelerator(accelerator), transport, threads, batch, in_flight, **more
+    whole("queue", queue, 0)
+    return ServeOptions(
+        enclave=enclave,
+        device=pick_accelerator(accelerator),
+        transport=transport,
+        threads=threads,
+        batch=batch,
+        in_flight=in_flight,
+        queue=queue,
+        host=address[0],
+        port=address[1],
     )
 
 
 def _service(
-    bundle: Path, options: Options, key: bytes | None, insecure: bool, with_tail: bool = True
+    bundle: Path, options: ServeOptions, key: bytes | None, insecure: bool, with_tail: bool = True
 ) -> Service:
     from .enclave_runner.orchestrator import Service
 

@@ -22,33 +22,44 @@ import torch
 
 from partopt.enclave_runner.ends import open_end
 from partopt.enclave_runner.frames import ANSWER, BOUNDARY
+from partopt.enclave_runner.layouts import Layout
 from partopt.enclave_runner.messages import listen
-from partopt.enclave_runner.parts import Layout
 from partopt.enclave_runner.shm import area_bytes
 from partopt.enclave_runner.start import Start
-from partopt.enclave_runner.transport import NAMES, End, Shape
+from partopt.enclave_runner.transport import NAMES, End, Exchange
 
 ANSWERED = (Layout("answer", (1, 1000), "float32"),)
 
 
-def shape_of(floats: int) -> Shape:
-    return Shape((Layout("boundary", (1, floats), "float32"),), ANSWERED, 1, 2)
+def exchange_of(floats: int) -> Exchange:
+    boundary = (Layout("boundary", (1, floats), "float32"),)
+    return Exchange(boundary=boundary, answer=ANSWERED, batch=1, slots=2)
 
 
 def start_of(transport: str, area: str, port: int) -> Start:
-    return Start(transport, area, 2, 1, 1, 1, "127.0.0.1", port, "00" * 16)
+    return Start(
+        transport=transport,
+        area=area,
+        slots=2,
+        batch=1,
+        threads=1,
+        queue=1,
+        host="127.0.0.1",
+        port=port,
+        token="00" * 16,
+    )
 
 
 def echo(transport: str, area: str, port: int, floats: int) -> None:
     """The other process: take the payload, give an answer."""
     torch.set_num_threads(1)
     door = socket.create_connection(("127.0.0.1", port))
-    end = open_end(door, shape_of(floats), start_of(transport, area, port), head=False)
+    end = open_end(door, exchange_of(floats), start_of(transport, area, port), head=False)
     answer = torch.zeros(1, 1000)
     while True:
         got = end.receive()
         assert got is not None
-        end.send(ANSWER, got[0].request, [answer], 1)
+        end.send(ANSWER, got[0].request, [answer], batch=1)
 
 
 def open_pair(transport: str, floats: int, folder: str) -> tuple[End, subprocess.Popen[bytes]]:
@@ -56,14 +67,14 @@ def open_pair(transport: str, floats: int, folder: str) -> tuple[End, subprocess
     if transport == "shm":
         area = str(Path(folder) / f"area-{floats}")
         descriptor = os.open(area, os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(descriptor, area_bytes(shape_of(floats)))
+        os.ftruncate(descriptor, area_bytes(exchange_of(floats)))
         os.close(descriptor)
     with listen() as door:
         port = door.getsockname()[1]
         command = [sys.executable, __file__, "--echo", transport, area, str(port), str(floats)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         sock, _ = door.accept()
-    return open_end(sock, shape_of(floats), start_of(transport, area, port), head=True), process
+    return open_end(sock, exchange_of(floats), start_of(transport, area, port), head=True), process
 
 
 def main(sizes: list[float], repetitions: int) -> None:
@@ -83,7 +94,7 @@ def main(sizes: list[float], repetitions: int) -> None:
             for i in range(repetitions):
                 for name, (end, _) in pairs.items():
                     begun = time.perf_counter()
-                    end.send(BOUNDARY, i, [payload], 1)
+                    end.send(BOUNDARY, i, [payload], batch=1)
                     end.receive()
                     times[name].append(time.perf_counter() - begun)
                 begun = time.perf_counter()

@@ -17,7 +17,7 @@ import torch
 
 from partopt.models import load_model
 from partopt.profilers.base import Conditions
-from partopt.profilers.instrumented import HostPass
+from partopt.profilers.instrumented import HostPass, Subject
 from partopt.profilers.profile import one_setting, profile, verify
 
 
@@ -38,7 +38,7 @@ def main() -> int:
         x = model.example()
         plain, marked = [], []
         with one_setting(args.threads), torch.inference_mode():
-            instrumented = HostPass(graph, cuts, x)
+            instrumented = HostPass(Subject.of(graph, cuts, x))
             for i in range(25):
                 start = time.perf_counter()
                 graph.module(x)

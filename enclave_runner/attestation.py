@@ -1,4 +1,4 @@
-"""Proof that a head worker is the enclave that was exported: making and checking SGX quotes.
+"""Proof that a head worker is the enclave that was exported: checking SGX quotes.
 
 A quote (ECDSA, version 3) holds the enclave's measurement and 64 bytes of its choice, here the hash
 of the handshake. Its signature and the platform's state are judged by Intel's DCAP quote
@@ -14,13 +14,10 @@ import ctypes.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import AttestationError
 from .session import Hello
 
-_REPORT_DATA = Path("/dev/attestation/user_report_data")
-_QUOTE = Path("/dev/attestation/quote")
 _BODY = 48  # bytes of the quote's header
 _ATTRIBUTES, _MRENCLAVE, _MRSIGNER, _USER = _BODY + 48, _BODY + 64, _BODY + 128, _BODY + 320
 _SHORTEST = _BODY + 384 + 4
@@ -33,22 +30,7 @@ LABELS = {
 }
 
 
-def own_quote(report_data: bytes) -> bytes:
-    """The quote of the enclave that this runs in, for 64 bytes of report data.
-
-    Raises:
-        AttestationError: Gramine offers no quotes here.
-    """
-    try:
-        _REPORT_DATA.write_bytes(report_data)
-        return _QUOTE.read_bytes()
-    except OSError as error:
-        raise AttestationError(
-            f"this enclave cannot be quoted ({error.strerror}); set up the AESM service and DCAP"
-        ) from error
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Quote:
     """The parts of a quote that are compared."""
 
@@ -68,10 +50,10 @@ def parse(quote: bytes) -> Quote:
         raise AttestationError("the head worker's quote is no SGX quote of version 3")
     flags = int.from_bytes(quote[_ATTRIBUTES : _ATTRIBUTES + 8], "little")
     return Quote(
-        quote[_MRENCLAVE : _MRENCLAVE + 32],
-        quote[_MRSIGNER : _MRSIGNER + 32],
-        bool(flags & _DEBUG),
-        quote[_USER : _USER + 64],
+        mrenclave=quote[_MRENCLAVE : _MRENCLAVE + 32],
+        mrsigner=quote[_MRSIGNER : _MRSIGNER + 32],
+        debug=bool(flags & _DEBUG),
+        report_data=quote[_USER : _USER + 64],
     )
 
 

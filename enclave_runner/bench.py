@@ -14,10 +14,11 @@ from ..config import SplitConfig
 from ..errors import UsageError
 from .bundle import SPLIT, parts_of
 from .client import Answer, Client
-from .orchestrator import Options, Service
+from .orchestrator import ServeOptions, Service
 from .parts import load_program
 from .probing import Probe
-from .programs import Program, join
+from .programs import Program
+from .recording import join
 
 STAGES = ("decrypt", "queue", "preprocess", "head", "hand-off", "tail", "return")
 INSIDE, OUTSIDE = "whole in enclave", "whole outside"
@@ -26,7 +27,7 @@ EVERY = 2
 WARM_UP = 5
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Measured:
     """What `bench` found. Times in milliseconds.
 
@@ -72,7 +73,7 @@ class Measured:
 def bench(
     folder: Path,
     image: bytes,
-    options: Options,
+    options: ServeOptions,
     key: bytes,
     *,
     insecure: bool,
@@ -97,13 +98,13 @@ def bench(
     progress("starting", 0.0)
     with Service(folder, options, key=key, insecure=insecure) as service:
         found = Measured(
-            service.backend,
-            service.label,
-            options.device,
-            options.transport,
-            options.threads,
-            requests,
-            service.started_s,
+            backend=service.backend,
+            label=service.label,
+            device=options.device,
+            transport=options.transport,
+            threads=options.threads,
+            requests=requests,
+            start_s=service.started_s,
         )
         probes = _probes(folder, key, service, options, found)
         try:
@@ -119,7 +120,7 @@ def bench(
 
 
 def _probes(
-    folder: Path, key: bytes, service: Service, options: Options, found: Measured
+    folder: Path, key: bytes, service: Service, options: ServeOptions, found: Measured
 ) -> dict[str, Probe]:
     """Workers that run the whole model, inside and outside."""
     head_part, tail_part = parts_of(folder)
@@ -178,7 +179,7 @@ def _serial(
 
 
 def _pipelined(
-    client: Client, image: bytes, requests: int, options: Options, found: Measured
+    client: Client, image: bytes, requests: int, options: ServeOptions, found: Measured
 ) -> None:
     """Keep the pipe full: head works on one image while the tail works on the one before."""
     depth = min(options.queue, options.in_flight + 2)
@@ -205,7 +206,7 @@ def _pipelined(
 def _published(
     folder: Path,
     image: bytes,
-    options: Options,
+    options: ServeOptions,
     key: bytes,
     insecure: bool,
     count: int,
@@ -249,8 +250,6 @@ def _predicted(folder: Path, found: Measured, optimised: bool) -> None:
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:
-    ranks = torch.quantile(
-        torch.tensor(seconds, dtype=torch.float64),
-        torch.tensor([0.5, 0.95, 0.99], dtype=torch.float64),
-    )
+    shares = torch.tensor([0.5, 0.95, 0.99], dtype=torch.float64)
+    ranks = torch.quantile(torch.tensor(seconds, dtype=torch.float64), shares)
     return {n: float(v) * 1e3 for n, v in zip(("p50", "p95", "p99"), ranks, strict=True)}

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from ..errors import FrameError, ServiceError, SessionError
+from .layouts import Layout, views
 from .messages import decode, encode
-from .parts import Layout, Limits, views
+from .parts import Limits
 from .session import Hello, connect
 
 

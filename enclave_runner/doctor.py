@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 
 from ..cache import cache_dir
-from .presence import INSTALL, look
+from .gramine import INSTALL
+from .presence import detect
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at torch, GPU, SGX, Gramine and the cache; starts nothing that takes long."""
-    here = look()
+    here = detect()
     gpu = torch.cuda.is_available()
     found = [
         Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads"),

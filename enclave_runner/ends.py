@@ -8,10 +8,10 @@ from .filedrop import FileDrop
 from .shm import SharedMemory
 from .start import Start
 from .tcp import Stream
-from .transport import SPIN_S, End, Shape
+from .transport import SPIN_S, End, Exchange
 
 
-def open_end(door: socket.socket, shape: Shape, start: Start, head: bool) -> End:
+def open_end(door: socket.socket, exchange: Exchange, start: Start, head: bool) -> End:
     """Open this side of the hand-off that `start` names.
 
     Inside the head worker other threads have work to do, so it spins for half as long.
@@ -19,7 +19,7 @@ def open_end(door: socket.socket, shape: Shape, start: Start, head: bool) -> End
     spin = SPIN_S / 2 if head else SPIN_S
     if start.transport == "shm":
         area = start.area if start.descriptor < 0 else start.descriptor
-        return SharedMemory(door, shape, head, spin, area)
+        return SharedMemory(door, exchange, head, spin, area)
     if start.transport == "file":
-        return FileDrop(door, shape, head, spin, start.area)
-    return Stream(door, shape, head, spin)
+        return FileDrop(door, exchange, head, spin, start.area)
+    return Stream(door, exchange, head, spin)

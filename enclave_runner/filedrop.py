@@ -13,23 +13,23 @@ from pathlib import Path
 import torch
 
 from .frames import HEADER_BYTES, Header, unpack
-from .parts import room, views
-from .transport import End, Shape, crc, lost, whole_answer
+from .layouts import room, views
+from .transport import End, Exchange, crc, lost, whole_answer
 
 
 class FileDrop(End):
     """One file a frame in `folder`; the door only rings."""
 
     def __init__(
-        self, door: socket.socket, shape: Shape, head: bool, spin: float, folder: str
+        self, door: socket.socket, exchange: Exchange, head: bool, spin: float, folder: str
     ) -> None:
-        super().__init__(door, shape, head, spin)
+        super().__init__(door, exchange, head, spin)
         self._folder = Path(folder)
-        self._out = bytearray(HEADER_BYTES + room(self.outgoing, shape.batch))
+        self._out = bytearray(HEADER_BYTES + room(self.outgoing, exchange.batch))
         self._rings = 0
 
     def _path(self, by_head: bool, number: int) -> str:
-        slot = (number - 1) % self.shape.slots
+        slot = (number - 1) % self.exchange.slots
         return str(self._folder / f"{'boundary' if by_head else 'answer'}-{slot}")
 
     def _put(self, header: Header, tensors: Sequence[torch.Tensor]) -> None:
@@ -60,7 +60,7 @@ class FileDrop(End):
             if came < 0:
                 return None
             self._rings += came
-        most = HEADER_BYTES + room(self.incoming, self.shape.batch)
+        most = HEADER_BYTES + room(self.incoming, self.exchange.batch)
         with open(self._path(not self.head, number), "rb") as file:
             data = file.read(most + 1)
         header = self.expected.check(unpack(data[:HEADER_BYTES]))

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import ExportError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """Files that were opened; bytes of the libraries mapped, of the runtime alone, and in all."""
 
@@ -23,7 +23,7 @@ class Seen:
     prefixes: list[str]
 
 
-def look(folder: Path, batch: int, key: bytes, shape: Sequence[int] = ()) -> Seen:
+def rehearse(folder: Path, batch: int, key: bytes, shape: Sequence[int] = ()) -> Seen:
     """Run a head (or with batch 0 a profile worker, on inputs of `shape`) and say what it needed.
 
     Raises:
@@ -31,14 +31,8 @@ def look(folder: Path, batch: int, key: bytes, shape: Sequence[int] = ()) -> See
     """
     result = subprocess.run(
         [
-            sys.executable,
-            "-I",
-            "-B",
-            "-m",
-            f"{__package__}.rehearsal",
-            str(folder),
-            str(batch),
-            *map(str, shape),
+            *(sys.executable, "-I", "-B", "-m", f"{__package__}.rehearsal"),
+            *(str(folder), str(batch), *map(str, shape)),
         ],
         input=key.hex(),
         capture_output=True,

@@ -19,7 +19,7 @@ _MAGIC = b"POF1"
 HEADER_BYTES = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Header:
     """Head of a frame.
 
@@ -64,10 +64,18 @@ def unpack(data: bytes) -> Header:
     """
     if len(data) < HEADER_BYTES:
         raise FrameError("truncated", f"a frame's header has {len(data)} bytes, not {HEADER_BYTES}")
-    magic, *values = _HEADER.unpack_from(data)
+    magic, kind, batch, number, request, compute_ns, length, crc = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise FrameError("malformed", "a frame does not begin like one")
-    return Header(*values)
+    return Header(
+        kind=kind,
+        batch=batch,
+        number=number,
+        request=request,
+        compute_ns=compute_ns,
+        length=length,
+        crc=crc,
+    )
 
 
 @dataclass

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import io
 import os
 import queue
 import socket
@@ -23,48 +22,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import (
-    BmpImagePlugin,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
 
-from ..errors import FrameError, PartoptError, PictureError, ServiceError
-from ..pixels import read
-from ..preprocessing import Preprocessing
-from .attestation import own_quote
+from ..errors import FrameError, PartoptError, ServiceError
+from .accepted import MAX_CLIENTS
+from .decoding import decoded
 from .ends import open_end
 from .frames import BOUNDARY, FAILURE, Header
 from .messages import TOKEN_BYTES, Control, decode, encode, listen
-from .parts import Limits, Part, load_program
+from .parts import Part, load_program
 from .programs import Program
+from .quote import own_quote
 from .session import Channel, accept
 from .start import Start, start_from
-from .transport import End, Shape, receive_exactly
-
-FORMATS = tuple(
-    str(p.format)
-    for p in (
-        BmpImagePlugin.BmpImageFile,
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        WebPImagePlugin.WebPImageFile,
-    )
-)
-# Pillow imports these once a JPEG holds several pictures, or EXIF; an enclave may only open what
-# was seen to be opened.
-_ON_DEMAND = (MpoImagePlugin, TiffImagePlugin)
-MAX_CLIENTS = 32
+from .transport import End, Exchange, receive_exactly
 
 
 @dataclass
 class Request:
     """One image of one client. Times in seconds."""
 
-    client: Client
+    session: Session
     id: int
     image: bytes
     times: dict[str, float] = field(default_factory=dict)
@@ -79,8 +56,8 @@ class Run:
     handed_over: float = 0.0
 
 
-class Client:
-    """A connected client; several threads may answer it."""
+class Session:
+    """A connected client's session; several threads may answer it."""
 
     def __init__(self, sock: socket.socket, channel: Channel) -> None:
         self._sock, self.channel, self._lock = sock, channel, threading.Lock()
@@ -105,7 +82,9 @@ class HeadWorker:
             start = replace(start, descriptor=os.open(start.area, os.O_RDWR))
         self._folder, self._part, self._start = folder, part, start
         self._backend, self._control = backend, control
-        self._shape = Shape(part.outputs, part.answers, start.batch, start.slots)
+        self._exchange = Exchange(
+            boundary=part.outputs, answer=part.answers, batch=start.batch, slots=start.slots
+        )
         self._program: Program | None = None
         self._unlocking = threading.Lock()
         self._waiting: queue.Queue[Request] = queue.Queue(start.queue)
@@ -152,10 +131,10 @@ class HeadWorker:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             quote = own_quote if self._backend == "gramine-sgx" else (lambda _: b"")
             most = self._part.limits.image_bytes + (1 << 16)
-            client = Client(sock, accept(sock, self._backend, quote, most))
+            session = Session(sock, accept(sock, self._backend, quote, most))
             while True:
-                message = client.channel.receive()
-                self._handle(client, message)
+                message = session.channel.receive()
+                self._handle(session, message)
         except FrameError as error:
             self._control.send(event="refused", side="client", code=error.code)
         except (OSError, PartoptError):
@@ -164,38 +143,38 @@ class HeadWorker:
             self._clients.release()
             sock.close()
 
-    def _handle(self, client: Client, message: bytes) -> None:
+    def _handle(self, session: Session, message: bytes) -> None:
         head, body = decode(message)
         request, what = head.get("id"), head.get("do")
         if type(request) is not int or not 0 <= request < 1 << 53:
             raise FrameError("malformed", "a message has no usable id")
         if what == "unlock":
-            self._unlock(client, request, body)
+            self._unlock(session, request, body)
         elif what == "describe":
-            client.answer(
+            session.answer(
                 {"id": request, "backend": self._backend, "open": self._program is not None}
             )
         elif what != "classify":
-            client.refuse(request, "unknown", "there is no such request")
+            session.refuse(request, "unknown", "there is no such request")
         elif self._program is None:
-            client.refuse(request, "locked", "the weights are sealed; unlock them with their key")
+            session.refuse(request, "locked", "the weights are sealed; unlock them with their key")
         elif len(body) > self._part.limits.image_bytes:
-            client.refuse(request, "too-large", "the image has too many bytes")
+            session.refuse(request, "too-large", "the image has too many bytes")
         else:
-            job = Request(client, request, body)
-            job.times["decrypt"] = client.channel.decrypt_s
+            job = Request(session, request, body)
+            job.times["decrypt"] = session.channel.decrypt_s
             try:
                 self._waiting.put_nowait(job)
             except queue.Full:
-                client.refuse(request, "busy", "the queue is full; ask again later")
+                session.refuse(request, "busy", "the queue is full; ask again later")
 
-    def _unlock(self, client: Client, request: int, key: bytes) -> None:
+    def _unlock(self, session: Session, request: int, key: bytes) -> None:
         try:
             self._load(key)
         except PartoptError as error:
-            client.refuse(request, "wrong-key", str(error))
+            session.refuse(request, "wrong-key", str(error))
         else:
-            client.answer({"id": request, "open": True})
+            session.answer({"id": request, "open": True})
 
     def _load(self, key: bytes) -> None:
         with self._unlocking:
@@ -225,7 +204,7 @@ class HeadWorker:
                 self._slots.release()
                 self._control.send(event="error", kind=type(error).__name__)
                 for request in batch:
-                    request.client.refuse(request.id, "internal", type(error).__name__)
+                    request.session.refuse(request.id, "internal", type(error).__name__)
 
     def _run_head(self, batch: list[Request]) -> None:
         assert self._program is not None
@@ -237,7 +216,7 @@ class HeadWorker:
             try:
                 images.append(decoded(request.image, self._part.preprocessing, self._part.limits))
             except ServiceError as error:
-                request.client.refuse(request.id, error.code, str(error))
+                request.session.refuse(request.id, error.code, str(error))
                 continue
             request.times["preprocess"] = time.perf_counter() - begun
             request.image = b""
@@ -261,7 +240,7 @@ class HeadWorker:
         try:
             if link is None:
                 raise ServiceError("tail-lost", "no tail worker is there; ask again")
-            link.send(BOUNDARY, number, tensors, len(run.requests))
+            link.send(BOUNDARY, number, tensors, batch=len(run.requests))
             with self._guard:
                 if self._link is not link:  # it broke after we took it: nobody else will notice
                     raise ServiceError("tail-lost", "the tail worker is gone; ask again")
@@ -279,7 +258,7 @@ class HeadWorker:
                 said = bytes(receive_exactly(sock, TOKEN_BYTES))
                 if not hmac.compare_digest(said, token):
                     raise FrameError("forged", "a tail has not the token")
-                link = open_end(sock, self._shape, self._start, head=True)
+                link = open_end(sock, self._exchange, self._start, head=True)
                 sock.sendall(b"G")
             except (FrameError, OSError, ValueError) as error:
                 self._control.send(event="error", kind=type(error).__name__)
@@ -338,7 +317,7 @@ class HeadWorker:
             ]
             times["inside"] = time.perf_counter() - request.since
             body = b"".join(r.contiguous().view(torch.uint8).numpy().tobytes() for r in rows)
-            request.client.answer({"id": request.id, "times": times}, body)
+            request.session.answer({"id": request.id, "times": times}, body)
 
     def _fail(self, number: int, code: str, text: str) -> None:
         with self._guard:
@@ -349,25 +328,7 @@ class HeadWorker:
 
     def _refuse(self, run: Run, code: str, text: str) -> None:
         for request in run.requests:
-            request.client.refuse(request.id, code, text)
-
-
-def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch.Tensor:
-    """An encoded image as the model's input, shape (1, 3, H, W).
-
-    Raises:
-        ServiceError: ``bad-image`` or ``too-large``.
-        OSError, ImportError: The worker lacks a file; that is no fault of the image.
-    """
-    try:
-        unit = preprocessing.fit(read(io.BytesIO(image), limits.image_pixels, FORMATS))
-    except PictureError as error:
-        if error.code == "too-large":
-            raise ServiceError("too-large", f"the image {error}") from None
-        raise ServiceError(
-            "bad-image", f"the bytes are no usable JPEG, PNG, WebP or BMP ({error})"
-        ) from None
-    return preprocessing.normalise(torch.from_numpy(unit.copy())[None].float() / 255)
+            request.session.refuse(request.id, code, text)
 
 
 def main(folder: Path) -> None:

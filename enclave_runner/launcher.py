@@ -16,9 +16,10 @@ from typing import IO
 
 from ..errors import BackendError, ServiceError, UsageError
 from .bundle import TEMPLATE
-from .manifest import ENVIRONMENT, run_tool
+from .gramine import INSTALL, run_tool
+from .manifest import ENVIRONMENT
 from .messages import PORT_VARIABLE, TOKEN_BYTES, TOKEN_VARIABLE, Control, listen
-from .presence import INSTALL, Presence, look
+from .presence import Presence, detect
 from .transport import receive_exactly
 
 BACKENDS = ("gramine-sgx", "gramine-direct", "native")
@@ -26,7 +27,7 @@ MANIFEST = "head.manifest"
 _PACKAGE = __name__.split(".")[0]
 
 
-def pick(name: str, here: Presence | None = None, signed: bool = True) -> str:
+def resolve_enclave(name: str, here: Presence | None = None, signed: bool = True) -> str:
     """Resolve ``auto`` to the strongest backend there is; check the rest.
 
     Args:
@@ -38,7 +39,7 @@ def pick(name: str, here: Presence | None = None, signed: bool = True) -> str:
         UsageError: Unknown backend.
         BackendError: A backend that this machine lacks.
     """
-    here = here or look()
+    here = here or detect()
     if name == "auto":
         if here.gramine_sgx and here.sgx_device and signed:
             return "gramine-sgx"

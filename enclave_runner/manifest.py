@@ -8,33 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BackendError, ExportError
+from ..errors import ExportError
+from .accepted import MAX_CLIENTS
 from .footprint import Seen
-from .head import MAX_CLIENTS
 from .messages import PORT_VARIABLE, TOKEN_VARIABLE
 from .parts import GRAMINE_KEY, GRAMINE_WEIGHTS
 
 # Gramine brings its own C library; the host's must not be found beside it.
 _GLIBC = (
-    "libc.so",
-    "libm.so",
-    "libdl.so",
-    "libpthread.so",
-    "librt.so",
-    "libutil.so",
-    "libresolv.so",
-    "libanl.so",
-    "libmvec.so",
-    "libnss_",
-    "libBrokenLocale.so",
-    "libthread_db.so",
-    "ld-linux",
+    *("libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "libutil.so", "libanl.so"),
+    *("libresolv.so", "libmvec.so", "libnss_", "libBrokenLocale.so", "libthread_db.so", "ld-linux"),
 )
 INSIDE = "/bundle/head"
 # Every worker's: GNU OpenMP's short spins, and memory that stays with the process: activations of a
@@ -48,8 +36,8 @@ ENVIRONMENT = {
 _MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class Worker:
+@dataclass(frozen=True, kw_only=True)
+class GramineWorker:
     """A program to run inside Gramine.
 
     Attributes:
@@ -71,9 +59,9 @@ class Worker:
     trusted: bool
     files: Sequence[str]
     prefixes: Sequence[str]
-    sealed: str | None
-    shm: str
-    drop: str
+    sealed: str | None = None
+    shm: str = ""
+    drop: str = ""
     enclave_size: int
     max_threads: int
 
@@ -90,7 +78,7 @@ def size_enclave(seen: Seen, threads: int) -> tuple[int, int]:
     return size, max_threads
 
 
-def render(worker: Worker) -> str:
+def render(worker: GramineWorker) -> str:
     """The template's text."""
     folders = _folders(worker)
     library_path = ":".join(["/lib", *_library_folders(worker.files, worker.prefixes)])
@@ -177,7 +165,7 @@ def _is_glibc(path: str) -> bool:
     return Path(path).name.startswith(_GLIBC)
 
 
-def _folders(worker: Worker) -> list[str]:
+def _folders(worker: GramineWorker) -> list[str]:
     """Folders to mount: Python's own, and those of all other trusted files, outermost only."""
     real = {os.path.realpath(p) for p in worker.prefixes}
     folders = {*worker.prefixes, *real, *(str(Path(f).parent) for f in worker.files)}
@@ -199,18 +187,3 @@ def _library_folders(files: Sequence[str], prefixes: Sequence[str]) -> list[str]
     )
     system = sorted(f for f in folders if f.startswith("/usr/lib"))
     return [*own, *system]
-
-
-def run_tool(command: Sequence[str], folder: Path) -> None:
-    """Run one of Gramine's tools in `folder`.
-
-    Raises:
-        BackendError: It failed; with its last line.
-    """
-    result = subprocess.run(list(command), cwd=folder, capture_output=True, text=True)
-    if result.returncode != 0:
-        lines = (result.stderr.strip() or result.stdout.strip()).splitlines() or ["no message"]
-        raise BackendError(f"{command[0]} failed: {lines[-1][:300]}")
-
-
-__all__ = ["INSIDE", "Worker", "render", "run_tool", "size_enclave"]

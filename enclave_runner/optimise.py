@@ -19,7 +19,9 @@ import torch
 from torch import fx
 
 from ..errors import UsageError
-from .programs import Program, Ref, Step, moved, operator_named, record, with_frees
+from .operators import Ref, operator_named
+from .programs import Program, Step, with_frees
+from .recording import moved, record
 
 SWITCHES = ("fold-bn", "channels-last")
 TOLERANCE = 1e-4
@@ -27,7 +29,7 @@ TOLERANCE = 1e-4
 LEAST_GAIN = 1.03
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """The chosen head, its switches, how far its answers are off and how much faster it is."""
 
@@ -94,7 +96,7 @@ def channels_last(program: Program) -> Program:
     return changed.load(program.tensors)
 
 
-def choose(
+def fastest(
     head: fx.GraphModule,
     plain: Program,
     tail: Callable[..., Sequence[torch.Tensor]],
@@ -143,7 +145,13 @@ def choose(
         best = min(good, key=lambda s: times[s])
         if times[()] / times[best] < LEAST_GAIN:
             best = ()
-    return Choice(programs[best], best, off[best], times[()] / times[best], tried)
+    return Choice(
+        program=programs[best],
+        switches=best,
+        difference=off[best],
+        speedup=times[()] / times[best],
+        tried=tried,
+    )
 
 
 def _difference(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:

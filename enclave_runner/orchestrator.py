@@ -21,17 +21,17 @@ from . import areas
 from .attestation import LABELS, verifier
 from .bundle import parts_of, read_bundle
 from .client import Client
-from .launcher import Started, launch_gramine, launch_python, pick, rendered
+from .launcher import Started, launch_gramine, launch_python, rendered, resolve_enclave
 from .messages import TOKEN_BYTES
 from .shm import area_bytes
 from .start import Start
-from .transport import NAMES, Shape
+from .transport import NAMES, Exchange
 
 MOST_RESTARTS, WITHIN_S = 5, 60.0
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
     """How to serve a bundle.
 
     Attributes:
@@ -88,7 +88,7 @@ class Service:
     def __init__(
         self,
         folder: Path,
-        options: Options,
+        options: ServeOptions,
         *,
         key: bytes | None,
         insecure: bool = False,
@@ -100,7 +100,7 @@ class Service:
         if options.batch > self.bundle.batch:
             raise UsageError(f"`batch` got {options.batch}; this bundle takes {self.bundle.batch}")
         self._head_part, _ = parts_of(self._folder)
-        self.backend = pick(options.enclave, signed=self.bundle.mrenclave is not None)
+        self.backend = resolve_enclave(options.enclave, signed=self.bundle.mrenclave is not None)
         if self.bundle.seal == "gramine" and self.backend == "native":
             raise BackendError(
                 "the weights are in Gramine's encrypted mount; native cannot open it"
@@ -112,8 +112,11 @@ class Service:
             )
         self.label = LABELS[self.backend]
         self.verify = verifier(self.bundle.mrenclave, insecure=insecure)
-        self.shape = Shape(
-            self._head_part.outputs, self._head_part.answers, options.batch, options.in_flight
+        self.exchange = Exchange(
+            boundary=self._head_part.outputs,
+            answer=self._head_part.answers,
+            batch=options.batch,
+            slots=options.in_flight,
         )
         identity = self._head_part.weights_sha256[:16]
         self._shm, self._drop = areas.shm_folder(identity), areas.drop_folder(identity)
@@ -204,22 +207,22 @@ class Service:
         if self._options.transport == "shm":
             if self._area >= 0:
                 os.close(self._area)
-            path, self._area = areas.create(self._shm, area_bytes(self.shape))
+            path, self._area = areas.create(self._shm, area_bytes(self.exchange))
             area = str(path)
         elif self._options.transport == "file":
             area = str(self._drop)
         o = self._options
         self._start = Start(
-            o.transport,
-            area,
-            o.in_flight,
-            o.batch,
-            o.threads,
-            o.queue,
-            o.host,
-            self._port,
-            self._token,
-            o.timeout,
+            transport=o.transport,
+            area=area,
+            slots=o.in_flight,
+            batch=o.batch,
+            threads=o.threads,
+            queue=o.queue,
+            host=o.host,
+            port=self._port,
+            token=self._token,
+            timeout=o.timeout,
         )
         begun = time.perf_counter()
         try:

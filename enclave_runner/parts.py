@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load
 
 from ..errors import BundleError
 from ..preprocessing import Preprocessing
 from . import sealing
-from .programs import DTYPES, Program
+from .layouts import DTYPES, Layout
+from .programs import Program
 
 SCHEMA = 1
 SPEC, PROGRAM, WEIGHTS = "spec.json", "program.json", "weights.safetensors"
@@ -29,48 +29,9 @@ GRAMINE_WEIGHTS = "/sealed/weights.safetensors"
 GRAMINE_KEY = "/dev/attestation/keys/partopt_head"
 SEALS = ("none", "aes-256-gcm", "gramine")
 MAX_SPEC_BYTES, MAX_PROGRAM_BYTES = 1 << 20, 256 << 20
-_ALIGN = 64
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Name, shape at batch 1 (first dimension grows with the batch) and dtype of a tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    def at(self, batch: int) -> tuple[int, ...]:
-        """Shape for `batch` images."""
-        return (self.shape[0] * batch, *self.shape[1:]) if self.shape else ()
-
-    def nbytes(self, batch: int) -> int:
-        """Dense bytes for `batch` images."""
-        return math.prod(self.at(batch)) * DTYPES[self.dtype].itemsize
-
-    @classmethod
-    def of(cls, name: str, tensor: torch.Tensor) -> Layout:
-        """The layout of a tensor at batch 1."""
-        return cls(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-
-
-def room(layouts: Sequence[Layout], batch: int) -> int:
-    """Bytes that tensors of these layouts take one behind the other, each aligned to 64."""
-    return sum(-(-layout.nbytes(batch) // _ALIGN) * _ALIGN for layout in layouts)
-
-
-def views(memory: Any, offset: int, layouts: Sequence[Layout], batch: int) -> list[torch.Tensor]:
-    """Tensors over `memory` (a writable buffer) at `offset`, without copies."""
-    found = []
-    for layout in layouts:
-        count = math.prod(layout.at(batch))
-        flat = torch.frombuffer(memory, dtype=DTYPES[layout.dtype], count=count, offset=offset)
-        found.append(flat.view(layout.at(batch)))
-        offset += -(-layout.nbytes(batch) // _ALIGN) * _ALIGN
-    return found
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a worker accepts: images a run, bytes and pixels of an encoded image."""
 
@@ -79,7 +40,7 @@ class Limits:
     image_pixels: int = 50_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """The head or the tail of a bundle.
 
@@ -160,9 +121,9 @@ def _layout(entry: Any) -> Layout:
 
 def _limits(entry: Any) -> Limits:
     return Limits(
-        _whole(entry["batch"], 1, 1024),
-        _whole(entry["image_bytes"], 1, 1 << 30),
-        _whole(entry["image_pixels"], 1, 1 << 30),
+        batch=_whole(entry["batch"], 1, 1024),
+        image_bytes=_whole(entry["image_bytes"], 1, 1 << 30),
+        image_pixels=_whole(entry["image_pixels"], 1, 1 << 30),
     )
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..folders import formats
 from ..pixels import read
-from .head import FORMATS
+from .accepted import FORMATS
 
 _TAKEN = {*FORMATS, "MPO"}  # a JPEG of several pictures
 

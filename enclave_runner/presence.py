@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 _DEVICES = ("/dev/sgx_enclave", "/dev/sgx/enclave", "/dev/isgx")
 _PROVISION = ("/dev/sgx_provision", "/dev/sgx/provision")
-INSTALL = "https://gramine.readthedocs.io/en/stable/installation.html"
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Presence:
     version: str
 
 
-def look() -> Presence:
+def detect() -> Presence:
     """Look at devices, CPU flags and programs; only ``gramine-direct --version`` is run."""
     direct = shutil.which("gramine-direct")
     return Presence(

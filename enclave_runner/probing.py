@@ -17,11 +17,12 @@ from ..graph import LayerGraph
 from ..nodes import Cut
 from ..splitting import observe
 from .bundle import TEMPLATE
-from .footprint import look
+from .footprint import rehearse
 from .launcher import launch_gramine, launch_python, rendered
-from .manifest import Worker, render, size_enclave
+from .manifest import GramineWorker, render, size_enclave
 from .parts import PROGRAM, WEIGHTS
-from .programs import Program, record, with_frees
+from .programs import Program, with_frees
+from .recording import record
 from .signing import sign
 
 
@@ -125,20 +126,17 @@ class Probe:
 
 
 def _write_template(folder: Path, shape: Sequence[int], threads: int) -> None:
-    seen = look(folder, 0, b"", shape)
-    size, most = size_enclave(seen, threads)
-    worker = Worker(
-        "enclave_runner.probe",
-        str(folder),
-        [PROGRAM, WEIGHTS],
-        False,
-        seen.files,
-        seen.prefixes,
-        None,
-        "",
-        "",
-        size,
-        most,
+    seen = rehearse(folder, 0, b"", shape)
+    enclave_size, max_threads = size_enclave(seen, threads)
+    worker = GramineWorker(
+        module="enclave_runner.probe",
+        folder=str(folder),
+        names=[PROGRAM, WEIGHTS],
+        trusted=False,
+        files=seen.files,
+        prefixes=seen.prefixes,
+        enclave_size=enclave_size,
+        max_threads=max_threads,
     )
     (folder / TEMPLATE).write_text(render(worker))
 

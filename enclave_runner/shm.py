@@ -17,55 +17,55 @@ from collections.abc import Sequence
 import torch
 
 from .frames import HEADER_BYTES, Header, unpack
-from .parts import room, views
-from .transport import End, Shape, crc, whole_answer
+from .layouts import Layout, room, views
+from .transport import End, Exchange, crc, whole_answer
 
 _PAGE = 4096
 _WORD = {True: 8, False: 16}  # written by head, written by tail
 
 
-def _stride(layouts: Sequence[object], batch: int) -> int:
-    size = HEADER_BYTES + room(layouts, batch)  # type: ignore[arg-type]
+def _stride(layouts: Sequence[Layout], batch: int) -> int:
+    size = HEADER_BYTES + room(layouts, batch)
     return -(-size // _PAGE) * _PAGE
 
 
-def area_bytes(shape: Shape) -> int:
+def area_bytes(exchange: Exchange) -> int:
     """Size of the shared area."""
-    each = _stride(shape.boundary, shape.batch) + _stride(shape.answer, shape.batch)
-    return _PAGE + shape.slots * each
+    each = _stride(exchange.boundary, exchange.batch) + _stride(exchange.answer, exchange.batch)
+    return _PAGE + exchange.slots * each
 
 
 class SharedMemory(End):
     """One side of the ring; `area` is a path, or a descriptor that was inherited."""
 
     def __init__(
-        self, door: socket.socket, shape: Shape, head: bool, spin: float, area: str | int
+        self, door: socket.socket, exchange: Exchange, head: bool, spin: float, area: str | int
     ) -> None:
-        super().__init__(door, shape, head, spin)
+        super().__init__(door, exchange, head, spin)
         # Gramine opens shared memory with os.open alone.
         descriptor = os.open(area, os.O_RDWR) if isinstance(area, str) else area
-        self._memory = mmap.mmap(descriptor, area_bytes(shape))
+        self._memory = mmap.mmap(descriptor, area_bytes(exchange))
         if isinstance(area, str):
             os.close(descriptor)
         self._bytes = memoryview(self._memory)
         self._words = self._bytes[:_PAGE].cast("Q")
         self._strides = {
-            True: _stride(shape.boundary, shape.batch),
-            False: _stride(shape.answer, shape.batch),
+            True: _stride(exchange.boundary, exchange.batch),
+            False: _stride(exchange.answer, exchange.batch),
         }
-        self._starts = {True: _PAGE, False: _PAGE + shape.slots * self._strides[True]}
+        self._starts = {True: _PAGE, False: _PAGE + exchange.slots * self._strides[True]}
         self._views: dict[tuple[bool, int, int], list[torch.Tensor]] = {}
         if head:
             self._words[_WORD[True]] = self._words[_WORD[False]] = 0
 
     def _slot(self, by_head: bool, number: int) -> int:
-        slot = (number - 1) % self.shape.slots
+        slot = (number - 1) % self.exchange.slots
         return self._starts[by_head] + slot * self._strides[by_head]
 
     def _tensors(self, by_head: bool, start: int, batch: int) -> list[torch.Tensor]:
         key = (by_head, start, batch)
         if key not in self._views:
-            layouts = self.shape.boundary if by_head else self.shape.answer
+            layouts = self.exchange.boundary if by_head else self.exchange.answer
             self._views[key] = views(self._memory, start + HEADER_BYTES, layouts, batch)
         return self._views[key]
 
@@ -94,7 +94,7 @@ class SharedMemory(End):
             return header, self._tensors(True, start, header.batch)
         at = start + HEADER_BYTES
         body = whole_answer(header, bytes(self._bytes[at : at + header.length]))
-        return header, views(bytearray(body), 0, self.shape.answer, header.batch)
+        return header, views(bytearray(body), 0, self.exchange.answer, header.batch)
 
     def close(self) -> None:
         """Close the door; the memory goes with the last tensor over it."""

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ..errors import BackendError
 from .bundle import TEMPLATE
-from .manifest import run_tool
-from .presence import INSTALL
+from .gramine import INSTALL, run_tool
 
 TOOLS = ("gramine-manifest", "gramine-sgx-sign")
 SIGNED = ("head.manifest", "head.manifest.sgx", "head.sig")
@@ -40,13 +39,8 @@ def sign(folder: Path, key: Path | None) -> str:
         run_tool(["gramine-manifest", TEMPLATE, SIGNED[0]], folder)
         run_tool(
             [
-                "gramine-sgx-sign",
-                "--manifest",
-                SIGNED[0],
-                "--output",
-                SIGNED[1],
-                "--key",
-                str(key or own),
+                *("gramine-sgx-sign", "--manifest", SIGNED[0], "--output", SIGNED[1]),
+                *("--key", str(key or own)),
             ],
             folder,
         )

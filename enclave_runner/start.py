@@ -9,7 +9,7 @@ from ..errors import FrameError
 from .transport import MAX_SLOTS, NAMES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """Settings of a worker.
 

@@ -19,11 +19,12 @@ import torch
 from ..errors import PartoptError, ServiceError
 from .ends import open_end
 from .frames import ANSWER, FAILURE
+from .layouts import DTYPES
 from .messages import Control
 from .parts import Part, load_program
-from .programs import DTYPES, Program
+from .programs import Program
 from .start import Start, start_from
-from .transport import End, Shape
+from .transport import End, Exchange
 
 
 def main(folder: Path) -> None:
@@ -34,14 +35,16 @@ def main(folder: Path) -> None:
         torch.set_num_threads(start.threads)
         part = Part.read(folder)
         program = load_program(folder, part, None, start.device)
-        shape = Shape(part.inputs, part.outputs, start.batch, start.slots)
-        _warm_up(program, shape, start)
+        exchange = Exchange(
+            boundary=part.inputs, answer=part.outputs, batch=start.batch, slots=start.slots
+        )
+        _warm_up(program, exchange, start)
         door = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         door.connect(("127.0.0.1", start.port))
         door.sendall(bytes.fromhex(start.token))
         if door.recv(1) != b"G":
             raise ServiceError("head-lost", "the head worker did not take the tail")
-        end = open_end(door, shape, start, head=False)
+        end = open_end(door, exchange, start, head=False)
     except (PartoptError, OSError, RuntimeError) as error:
         control.send(event="failed", error=f"{type(error).__name__}: {str(error)[:300]}")
         sys.exit(1)
@@ -57,9 +60,9 @@ def _until_left(control: Control) -> None:
     os._exit(0)
 
 
-def _warm_up(program: Program, shape: Shape, start: Start) -> None:
+def _warm_up(program: Program, exchange: Exchange, start: Start) -> None:
     for batch in {1, start.batch}:
-        zeros = [torch.zeros(t.at(batch), dtype=DTYPES[t.dtype]) for t in shape.boundary]
+        zeros = [torch.zeros(t.at(batch), dtype=DTYPES[t.dtype]) for t in exchange.boundary]
         for _ in range(2):
             compute(program, zeros, start.device)
 
@@ -85,7 +88,7 @@ def serve(end: End, program: Program, device: str) -> None:
             except (RuntimeError, MemoryError):  # an accelerator out of memory, say
                 answer, kind = [], FAILURE
             spent = time.perf_counter_ns() - begun
-            end.send(kind, header.request, answer, header.batch, spent)
+            end.send(kind, header.request, answer, batch=header.batch, compute_ns=spent)
         except ServiceError:
             return
 

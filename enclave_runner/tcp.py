@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import torch
 
 from .frames import HEADER_BYTES, Header, unpack
-from .parts import room, views
-from .transport import End, Shape, crc, lost, receive_exactly, whole_answer
+from .layouts import room, views
+from .transport import End, Exchange, crc, lost, receive_exactly, whole_answer
 
 
 class Stream(End):
     """Length-prefixed frames on the door."""
 
-    def __init__(self, door: socket.socket, shape: Shape, head: bool, spin: float) -> None:
-        super().__init__(door, shape, head, spin)
-        self._out = bytearray(room(self.outgoing, shape.batch))
+    def __init__(self, door: socket.socket, exchange: Exchange, head: bool, spin: float) -> None:
+        super().__init__(door, exchange, head, spin)
+        self._out = bytearray(room(self.outgoing, exchange.batch))
 
     def _put(self, header: Header, tensors: Sequence[torch.Tensor]) -> None:
         if header.length:

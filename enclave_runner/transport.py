@@ -14,21 +14,21 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..errors import FrameError, ServiceError
-from .frames import ANSWER, BOUNDARY, FAILURE, HEADER_BYTES, Expected, Header, check_whole
-from .parts import Layout, room
+from .frames import ANSWER, BOUNDARY, FAILURE, Expected, Header, check_whole
+from .layouts import Layout, room
 
 NAMES = ("shm", "tcp", "file")
 MAX_SLOTS = 64
 SPIN_S = 200e-6
 
 
-@dataclass(frozen=True)
-class Shape:
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
     """What crosses: tensors each way, the largest batch, and how many frames may be under way."""
 
     boundary: tuple[Layout, ...]
@@ -51,27 +51,33 @@ class End(ABC):
 
     Args:
         door: Connected socket to the other side.
-        shape: What crosses.
+        exchange: What crosses.
         head: Whether this is the head worker's side.
         spin: Seconds to poll before blocking.
     """
 
-    def __init__(self, door: socket.socket, shape: Shape, head: bool, spin: float) -> None:
-        self.door, self.shape, self.head, self.spin = door, shape, head, spin
+    def __init__(self, door: socket.socket, exchange: Exchange, head: bool, spin: float) -> None:
+        self.door, self.exchange, self.head, self.spin = door, exchange, head, spin
         self.sent = 0
         self.peer = "tail" if head else "head"
         kinds = (ANSWER, FAILURE) if head else (BOUNDARY,)
-        self.outgoing = shape.boundary if head else shape.answer
-        self.incoming = shape.answer if head else shape.boundary
-        self.expected = Expected(kinds, shape.rooms(self.incoming))
-        self._rooms = shape.rooms(self.outgoing)
+        self.outgoing = exchange.boundary if head else exchange.answer
+        self.incoming = exchange.answer if head else exchange.boundary
+        self.expected = Expected(kinds, exchange.rooms(self.incoming))
+        self._rooms = exchange.rooms(self.outgoing)
         door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         door.setblocking(False)
         self._poll = select.poll()
         self._poll.register(door, select.POLLIN)
 
     def send(
-        self, kind: int, request: int, tensors: Sequence[torch.Tensor], batch: int, ns: int = 0
+        self,
+        kind: int,
+        request: int,
+        tensors: Sequence[torch.Tensor],
+        *,
+        batch: int,
+        compute_ns: int = 0,
     ) -> None:
         """Hand over `tensors` (shapes as agreed, for `batch` images), or none with FAILURE.
 
@@ -88,7 +94,15 @@ class End(ABC):
                 )
         self.sent += 1
         length = self._rooms[batch] if layouts else 0
-        header = Header(kind, batch, self.sent, request, ns, length, 0)
+        header = Header(
+            kind=kind,
+            batch=batch,
+            number=self.sent,
+            request=request,
+            compute_ns=compute_ns,
+            length=length,
+            crc=0,
+        )
         with self._lost_if_broken():
             self._put(header, tensors)
 
@@ -165,8 +179,7 @@ def crc(header: Header, body: bytes | memoryview) -> Header:
     """The header with the body's checksum where the frame is an answer."""
     if header.kind != ANSWER:
         return header
-    fields = {**header.__dict__, "crc": zlib.crc32(body)}
-    return Header(**fields)
+    return replace(header, crc=zlib.crc32(body))
 
 
 def receive_exactly(door: socket.socket, size: int) -> bytearray:
@@ -186,16 +199,3 @@ def receive_exactly(door: socket.socket, size: int) -> bytearray:
             raise FrameError("truncated", f"the connection ended after {got} of {size} bytes")
         got += count
     return data
-
-
-__all__ = [
-    "HEADER_BYTES",
-    "MAX_SLOTS",
-    "NAMES",
-    "End",
-    "Shape",
-    "crc",
-    "lost",
-    "receive_exactly",
-    "whole_answer",
-]

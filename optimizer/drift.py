@@ -22,12 +22,12 @@ def stored_times(checked: Checked) -> Profile | None:
     if any(cut.name not in rows for cut in checked.cuts):
         return None
     return Profile(
-        [_from_row(rows[cut.name]) for cut in checked.cuts],
-        _duration(latency, "full_enclave"),
-        _duration(latency, "full_accelerator"),
-        latency.threads,
-        latency.batch,
-        latency.repetitions,
+        cuts=[_from_row(rows[cut.name]) for cut in checked.cuts],
+        full_enclave=_duration(latency, "full_enclave"),
+        full_accelerator=_duration(latency, "full_accelerator"),
+        threads=latency.threads,
+        batch=latency.batch,
+        repetitions=latency.repetitions,
     )
 
 
@@ -136,7 +136,7 @@ def row_times(rows: Sequence[CutRow], cuts: Sequence[Cut]) -> list[CutLatency]:
 
 def _from_row(row: CutRow) -> CutLatency:
     parts = ("enclave", "handoff", "accelerator", "total")
-    return CutLatency(*(_duration(row.latency_ms, part) for part in parts))
+    return CutLatency(**{part: _duration(row.latency_ms, part) for part in parts})
 
 
 def _duration(latency: object, part: str) -> Duration:

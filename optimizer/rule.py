@@ -42,13 +42,13 @@ class Evidence:
             return cls(None, False)
         low, high = (attack.low, attack.high) if interval else (attack.score, attack.score)
         result = Score(
-            attack.ssim_raw or 0.0,
-            attack.ssim_p95 or 0.0,
-            attack.ssim_max or 0.0,
-            attack.score,
-            low,
-            high,
-            scale,
+            raw=attack.ssim_raw or 0.0,
+            p95=attack.ssim_p95 or 0.0,
+            largest=attack.ssim_max or 0.0,
+            value=attack.score,
+            low=low,
+            high=high,
+            scale=scale,
         )
         return cls(result, attack.outcome == "full budget")
 

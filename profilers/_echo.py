@@ -17,20 +17,21 @@ import torch
 
 from ..enclave_runner.ends import open_end
 from ..enclave_runner.frames import ANSWER
+from ..enclave_runner.layouts import Layout
 from ..enclave_runner.messages import Control
-from ..enclave_runner.parts import Layout
 from ..enclave_runner.start import start_from
-from ..enclave_runner.transport import End, Shape
+from ..enclave_runner.transport import End, Exchange
 from ..errors import ServiceError
 
 GRANULES = 1000
 WORK_BYTES = 32 << 20
 
 
-def shape(granule: int) -> Shape:
+def exchange_of(granule: int) -> Exchange:
     """Payloads of 1 to GRANULES times `granule` bytes; answers of at most 4 KB."""
     payload = Layout("payload", (granule,), "uint8")
-    return Shape((payload,), (Layout("answer", (1,), "float32"),), GRANULES, 1)
+    answer = Layout("answer", (1,), "float32")
+    return Exchange(boundary=(payload,), answer=(answer,), batch=GRANULES, slots=1)
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
     while (event := control.read()) is not None:
         start = start_from(event["start"])
         door = socket.create_connection(("127.0.0.1", start.port))
-        end = open_end(door, shape(event["granule"]), start, head=False)
+        end = open_end(door, exchange_of(event["granule"]), start, head=False)
         control.send(event="ready")
         with contextlib.suppress(ServiceError):
             _answer(end)
@@ -56,7 +57,8 @@ def _answer(end: End) -> None:
             begun = time.perf_counter_ns()
             work[:] = source
             worked = time.perf_counter_ns() - begun
-            end.send(ANSWER, header.request, [torch.zeros(header.batch)], header.batch, worked)
+            answer = [torch.zeros(header.batch)]
+            end.send(ANSWER, header.request, answer, batch=header.batch, compute_ns=worked)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def pick_enclave(name: str) -> str:
         UsageError: Unknown backend.
         BackendError: A backend that cannot be used here.
     """
-    return launcher.pick(name)
+    return launcher.resolve_enclave(name)
 
 
 def pick_accelerator(name: str) -> str:

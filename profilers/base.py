@@ -69,7 +69,7 @@ class Duration:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CutLatency:
     """Predicted latency of one cut, for one batch: the three parts and their sum."""
 
@@ -89,7 +89,7 @@ def total_of(*parts: Duration) -> Duration:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verification:
     """The chosen cut run for real: head, hand-off and tail, against the prediction.
 
@@ -108,7 +108,7 @@ class Verification:
         return (self.measured_ms - self.predicted_ms) / self.measured_ms
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkerCost:
     """What a worker inside Gramine costs besides the passes: seconds, and peak bytes."""
 
@@ -117,7 +117,7 @@ class WorkerCost:
     peak_bytes: int
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Profile:
     """Latency of every cut, in the order of the cuts, and of the whole model in the enclave.
 

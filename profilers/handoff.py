@@ -27,7 +27,7 @@ from ..enclave_runner.shm import area_bytes
 from ..enclave_runner.start import Start
 from ..enclave_runner.transport import End
 from ..errors import BackendError, PartoptError, ServiceError
-from ._echo import GRANULES, WORK_BYTES, shape
+from ._echo import GRANULES, WORK_BYTES, exchange_of
 
 BACKEND = "shared memory between two processes"
 _lock = threading.Lock()
@@ -67,7 +67,7 @@ class Handoff:
         self._before.fill(self._count & 0xFF)
         start = time.perf_counter()
         try:
-            self._end.send(BOUNDARY, self._count, [payload], granules)
+            self._end.send(BOUNDARY, self._count, [payload], batch=granules)
             came, header = self._came.get(timeout=timeout)
         except (ServiceError, queue.Empty):
             header = None
@@ -83,17 +83,27 @@ def handoff(largest: int) -> Iterator[Handoff]:
     folder = areas.claim(areas.shm_folder(f"profile-{os.getpid()}"))
     with _lock:
         process = _running()
-        path, descriptor = areas.create(folder, area_bytes(shape(granule)))
+        path, descriptor = areas.create(folder, area_bytes(exchange_of(granule)))
         os.close(descriptor)
         try:
             with listen() as door:
                 port = door.getsockname()[1]
-                start = Start("shm", str(path), 1, GRANULES, 1, 1, "", port, "00" * 16)
+                start = Start(
+                    transport="shm",
+                    area=str(path),
+                    slots=1,
+                    batch=GRANULES,
+                    threads=1,
+                    queue=1,
+                    host="",
+                    port=port,
+                    token="00" * 16,
+                )
                 process.control.send(start=start.to_event(), granule=granule)
                 door.settimeout(60.0)
                 sock, _ = door.accept()
             process.control.read()
-            end = open_end(sock, shape(granule), start, head=True)
+            end = open_end(sock, exchange_of(granule), start, head=True)
         except OSError as error:
             raise BackendError("the hand-off's second process did not come; run again") from error
         finally:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..enclave_runner.probe import cool
 from ..enclave_runner.probing import Probe, marked
 from ..enclave_runner.programs import Program
+from ..enclave_runner.timed import cool
 from ..errors import ExportError
 from ..graph import Cut, LayerGraph
 from ..splitting import instrument

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..enclave_runner.probe import cool
 from ..enclave_runner.probing import Probe
-from ..enclave_runner.programs import record
+from ..enclave_runner.recording import record
+from ..enclave_runner.timed import cool
 from ..errors import ExportError, UsageError
 from ..graph import Cut, LayerGraph
 from ..splitting import split
@@ -96,8 +96,8 @@ def profile(
             inside.once(keep=False)
             outside.once(keep=False)
         # A hand-off takes about as long as a pass and varies less.
-        every = max(1, repetitions // HANDOFFS)
-        for i in range(repetitions):
+        every = max(1, how.repetitions // HANDOFFS)
+        for i in range(how.repetitions):
             inside.once()
             if not same:
                 outside.once()
@@ -113,24 +113,29 @@ def profile(
         head = _duration(at_in.at[:, i], enclave)
         tail = _duration(at_out.end - at_out.at[:, i], accelerator)
         hand = handoffs[_payload(cut, graph, batch)]
-        latencies.append(CutLatency(head, hand, tail, total_of(head, hand, tail)))
+        latencies.append(_latency(head, hand, tail))
     return Profile(
         cuts=latencies,
         full_enclave=_duration(at_in.end, enclave),
         full_accelerator=_duration(at_out.end, accelerator),
         threads=how.threads,
         batch=batch,
-        repetitions=repetitions,
+        repetitions=how.repetitions,
         warnings=_warnings(enclave, accelerator, subject),
         worker=_cost(inside),
     )
+
+
+def _latency(enclave: Duration, handoff: Duration, accelerator: Duration) -> CutLatency:
+    total = total_of(enclave, handoff, accelerator)
+    return CutLatency(enclave=enclave, handoff=handoff, accelerator=accelerator, total=total)
 
 
 def _cost(inside: Pass) -> WorkerCost | None:
     if not isinstance(inside, WorkerPass):
         return None
     probe = inside.probe
-    return WorkerCost(probe.start_s, probe.load_s, probe.peak_bytes)
+    return WorkerCost(start_s=probe.start_s, load_s=probe.load_s, peak_bytes=probe.peak_bytes)
 
 
 def _warnings(enclave: str, accelerator: str, subject: Subject) -> list[str]:
@@ -156,8 +161,7 @@ def modelled(measured: Profile, graph: LayerGraph, cuts: Sequence[Cut], model: S
     latencies = []
     for cut, latency in zip(cuts, measured.cuts, strict=True):
         head = scale(latency.enclave, cut.head_param_bytes, cut.head_peak_activation_bytes)
-        total = total_of(head, latency.handoff, latency.accelerator)
-        latencies.append(CutLatency(head, latency.handoff, latency.accelerator, total))
+        latencies.append(_latency(head, latency.handoff, latency.accelerator))
     kept = [w for w in measured.warnings if w not in (NO_ENCLAVE, NO_SGX)]
     return replace(
         measured,
@@ -192,7 +196,12 @@ def verify(
 ) -> Verification:
     """Run head, hand-off and tail of `cut` for real and hold the sum against the prediction.
 
-    `profiled` must be a measured prediction, not a modelled one.
+    Args:
+        graph: The layer graph.
+        cut: Where it is split.
+        profiled: What the profile had said; measured, not modelled.
+        conditions: Those of the profile.
+        runs: Kept runs of the split.
     """
     how = conditions or Conditions()
     enclave, accelerator = how.enclave, how.accelerator

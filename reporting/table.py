@@ -20,9 +20,13 @@ _STYLE = {
     "failed": "red bold",
 }
 _WORD = {
-    "safe": "safe", "screened": "screened", "leaks": "leaks", "undecided": "not proven safe",
-    "failed": "attack failed", "not attacked": "not attacked",
-}  # fmt: skip
+    "safe": "safe",
+    "screened": "screened",
+    "leaks": "leaks",
+    "undecided": "not proven safe",
+    "failed": "attack failed",
+    "not attacked": "not attacked",
+}
 
 
 def human_bytes(count: float) -> str:

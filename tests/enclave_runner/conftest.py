@@ -23,8 +23,8 @@ from partopt.datasets import Split
 from partopt.dead_leaves import dead_leaves
 from partopt.enclave_runner import areas, messages, orchestrator
 from partopt.enclave_runner.client import Client
-from partopt.enclave_runner.export import SEALED, export
-from partopt.enclave_runner.orchestrator import Options, Service
+from partopt.enclave_runner.export import SEALED, Build, Source, export
+from partopt.enclave_runner.orchestrator import ServeOptions, Service
 from partopt.enclave_runner.parts import WEIGHTS, Part, load_program
 from partopt.enclave_runner.sealing import read_key, unseal
 from partopt.errors import ServiceError
@@ -108,7 +108,7 @@ class Made:
 
     def service(self, **options) -> Service:
         options = {"enclave": "native", **options}
-        return Service(self.folder, Options(**options), key=self.key, insecure=True)
+        return Service(self.folder, ServeOptions(**options), key=self.key, insecure=True)
 
     def left_over(self) -> list[Path]:
         """What services of this bundle left on the host, in shared memory and on disk."""
@@ -161,7 +161,7 @@ def nets(tmp_path_factory):
 @pytest.fixture(scope="session")
 def made(nets) -> Made:
     split, loaded = split_config(nets, "runnets:Net", "mid.2")
-    done = export(split, nets / "bundle", batch=4)
+    done = export(Source(split=split), nets / "bundle", build=Build(batch=4))
     return Made(done.folder, read_key(done.key), split, loaded)
 
 

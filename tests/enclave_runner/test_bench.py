@@ -1,7 +1,7 @@
 import json
 
 from partopt.enclave_runner.bench import STAGES, bench
-from partopt.enclave_runner.orchestrator import Options
+from partopt.enclave_runner.orchestrator import ServeOptions
 from partopt.reporting.answers import bench_table
 
 
@@ -10,7 +10,7 @@ def test_bench_measures_every_stage_and_the_other_ways(made, photo):
     found = bench(
         made.folder,
         photo,
-        Options(enclave="native"),
+        ServeOptions(enclave="native"),
         made.key,
         insecure=True,
         requests=12,

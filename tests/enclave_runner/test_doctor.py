@@ -1,7 +1,7 @@
 import stat
 
 from partopt.enclave_runner.doctor import examine
-from partopt.enclave_runner.presence import look
+from partopt.enclave_runner.presence import detect
 
 
 def test_a_machine_without_gramine(monkeypatch):
@@ -16,5 +16,5 @@ def test_gramine_on_the_path(tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\necho Gramine 1.9\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert look().version == "Gramine 1.9"
+    assert detect().version == "Gramine 1.9"
     assert next(f for f in examine() if f.name == "Gramine").state == "ok"

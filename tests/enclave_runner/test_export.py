@@ -1,17 +1,20 @@
 import copy
 import json
+import os
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load
 
+import partopt
 from partopt.answers import tensors
 from partopt.config import SplitConfig, Tensor
 from partopt.enclave_runner.bundle import Bundle, read_bundle
-from partopt.enclave_runner.export import SEALED, export
-from partopt.enclave_runner.manifest import Worker, render
+from partopt.enclave_runner.export import SEALED, Build, Keys, Source, export
+from partopt.enclave_runner.manifest import GramineWorker, render
 from partopt.enclave_runner.parts import WEIGHTS, Part, load_program
-from partopt.enclave_runner.programs import join
+from partopt.enclave_runner.recording import join
 from partopt.enclave_runner.sealing import new_key, read_key, unseal
 from partopt.errors import (
     BackendError,
@@ -22,6 +25,8 @@ from partopt.errors import (
     WeightsError,
 )
 from partopt.models import LoadedModel
+
+from .test_trusted_base import TRUSTED
 
 
 def test_the_bundle_says_what_it_is(made):
@@ -145,12 +150,12 @@ def test_a_wrong_spec_is_refused(made, tmp_path, path, value):
 
 def test_nothing_is_overwritten(made, tmp_path):
     with pytest.raises(UsageError, match="not empty"):
-        export(made.split, made.folder)
+        export(Source(split=made.split), made.folder)
     (tmp_path / "k").write_text("mine")
     with pytest.raises(UsageError, match="`key` got"):
-        export(made.split, tmp_path / "b", key=tmp_path / "k")
+        export(Source(split=made.split), tmp_path / "b", keys=Keys(file=tmp_path / "k"))
     with pytest.raises(UsageError, match="inside the bundle"):
-        export(made.split, tmp_path / "b", key=tmp_path / "b" / "k")
+        export(Source(split=made.split), tmp_path / "b", keys=Keys(file=tmp_path / "b" / "k"))
     assert not (tmp_path / "b").exists()
 
 
@@ -160,7 +165,7 @@ def test_other_weights_than_were_attacked_are_refused(made, tmp_path):
     path = tmp_path / "s.json"
     config.model_copy(update={"model": other}).write(path)
     with pytest.raises(WeightsError, match="not those"):
-        export(path, tmp_path / "b")
+        export(Source(split=path), tmp_path / "b")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -168,14 +173,14 @@ def test_no_cut_no_bundle(made, tmp_path):
     path = tmp_path / "s.json"
     SplitConfig.read(made.split).model_copy(update={"cut": None}).write(path)
     with pytest.raises(UsageError, match="no cut"):
-        export(path, tmp_path / "b")
+        export(Source(split=path), tmp_path / "b")
 
 
 def test_weights_that_lie_on_both_sides_are_told_from_the_start(find_split, tmp_path):
     split, loaded = find_split("runnets:Tied", "relu")
     told = "head and tail both read a.weight"
     assert any(told in w for w in SplitConfig.read(split).warnings)
-    done = export(split, tmp_path / "b")
+    done = export(Source(split=split), tmp_path / "b")
     assert any(told in w for w in done.warnings)
     assert done.off == 0
     halves = [
@@ -197,7 +202,7 @@ def test_a_graph_that_was_not_attacked_is_refused(made, tmp_path):
     path = tmp_path / "s.json"
     config.model_copy(update={"model": other}).write(path)
     with pytest.raises(CutError, match="not the one that was attacked"):
-        export(path, tmp_path / "b")
+        export(Source(split=path), tmp_path / "b")
 
 
 def test_programs_are_held_against_the_loaded_model(made, tmp_path, monkeypatch):
@@ -213,14 +218,14 @@ def test_programs_are_held_against_the_loaded_model(made, tmp_path, monkeypatch)
 
     monkeypatch.setattr(LoadedModel, "trace", wrong)
     with pytest.raises(ExportError, match="answer otherwise than the model"):
-        export(made.split, tmp_path / "b")
+        export(Source(split=made.split), tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("name", ["Packed", "Whole"])
 def test_answers_in_containers_are_exported(find_split, tmp_path, name):
     split, loaded = find_split(f"runnets:{name}", "a")
-    done = export(split, tmp_path / "b")
+    done = export(Source(split=split), tmp_path / "b")
     halves = [
         load_program(done.folder / role, Part.read(done.folder / role), read_key(done.key))
         for role in ("head", "tail")
@@ -242,24 +247,24 @@ def test_a_complex_boundary_is_refused(find_split, tmp_path):
     chosen = config.cut.model_copy(update={"name": cut.name, "boundary": [tensor]})
     config.model_copy(update={"cut": chosen}).write(split)
     with pytest.raises(ExportError, match="complex64, which cannot cross"):
-        export(split, tmp_path / "b")
+        export(Source(split=split), tmp_path / "b")
 
 
 def test_labels(made, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\n")
     with pytest.raises(UsageError, match="3 labels for 5 classes"):
-        export(made.split, tmp_path / "b", labels=str(names))
+        export(Source(split=made.split), tmp_path / "b", build=Build(labels=str(names)))
     with pytest.raises(UsageError, match="use imagenet or a text file"):
-        export(made.split, tmp_path / "b", labels="nope.txt")
+        export(Source(split=made.split), tmp_path / "b", build=Build(labels="nope.txt"))
 
 
 def test_what_gramine_lacks_is_said(made, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendError, match="gramine-sgx-pf-crypt is not on PATH"):
-        export(made.split, tmp_path / "b", seal_with="gramine")
+        export(Source(split=made.split), tmp_path / "b", keys=Keys(seal_with="gramine"))
     (tmp_path / "key.pem").write_text("x")
-    done = export(made.split, tmp_path / "b", sign=tmp_path / "key.pem")
+    done = export(Source(split=made.split), tmp_path / "b", keys=Keys(sign=tmp_path / "key.pem"))
     assert any("not signed" in w for w in done.warnings)
     assert done.bundle.mrenclave is None
 
@@ -279,15 +284,27 @@ def test_the_manifest_trusts_files_not_folders(made):
     assert "/torch/lib/libtorch_cpu.so" in trusted
     assert "torchvision" not in trusted, "the enclave needs no torchvision"
     assert "/optuna/" not in trusted
+    package = f"file:{os.path.dirname(partopt.__file__)}/"
+    own = {e.removeprefix(package) for e in entries if e.startswith(package)}
+    read = {e.removesuffix(".py").replace("/", ".") for e in own}
+    assert read == {*TRUSTED, "__init__", "enclave_runner.__init__"}, "what the head worker imports"
     assert not any(name in trusted for name in ("libc.so.6", "libm.so.6"))
 
 
 def test_a_path_cannot_write_the_manifest():
-    worker = Worker("m", 'x"{{ evil }}', [], True, [], [], None, "", "", 1 << 30, 8)
+    worker = GramineWorker(
+        module="m",
+        folder='x"{{ evil }}',
+        names=["n"],
+        trusted=True,
+        files=[],
+        prefixes=[],
+        enclave_size=1 << 30,
+        max_threads=8,
+    )
     with pytest.raises(ExportError, match="cannot stand in a manifest"):
         render(worker)
-    quoted = Worker("m", 'a"b', ["n"], True, [], [], None, "", "", 1 << 30, 8)
-    assert 'uri = "file:a\\"b"' in render(quoted)
+    assert 'uri = "file:a\\"b"' in render(replace(worker, folder='a"b'))
 
 
 def test_bundle_schema_is_strict():

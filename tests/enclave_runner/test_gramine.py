@@ -10,8 +10,8 @@ import torch
 
 from partopt.enclave_runner import signing
 from partopt.enclave_runner.bench import bench
-from partopt.enclave_runner.export import export
-from partopt.enclave_runner.orchestrator import Options, Service
+from partopt.enclave_runner.export import Keys, Source, export
+from partopt.enclave_runner.orchestrator import ServeOptions, Service
 from partopt.enclave_runner.sealing import read_key
 from partopt.errors import BackendError, ServiceError, SessionError
 from partopt.profilers.base import Conditions
@@ -33,11 +33,11 @@ def test_answers_are_bit_identical_and_nothing_else_leaves(made, photo, transpor
 
 
 def test_gramines_encrypted_mount(made, photo, tmp_path):
-    done = export(made.split, tmp_path / "b", seal_with="gramine")
+    done = export(Source(split=made.split), tmp_path / "b", keys=Keys(seal_with="gramine"))
     key = read_key(done.key)
-    options = Options(enclave=DIRECT)
+    options = ServeOptions(enclave=DIRECT)
     with pytest.raises(BackendError, match="native cannot open it"):
-        Service(done.folder, Options(enclave="native"), key=key, insecure=True)
+        Service(done.folder, ServeOptions(enclave="native"), key=key, insecure=True)
     with Service(done.folder, options, key=key, insecure=True) as service:
         with service.client() as client:
             assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
@@ -64,7 +64,7 @@ def test_a_killed_enclave_comes_back(made, photo):
 
 def test_profiles_inside(made):
     graph = made.loaded.trace()
-    found = profile(graph, graph.cuts(), Conditions(enclave=DIRECT, repetitions=3, warmup=1))
+    found = profile(graph, graph.cuts(), Conditions(enclave=DIRECT, repetitions=3), warmup=1)
     assert {c.enclave.backend for c in found.cuts} == {DIRECT}
     assert found.worker.start_s > 0
     assert found.worker.peak_bytes > 50 << 20
@@ -78,7 +78,7 @@ def test_bench_inside(made, photo):
     found = bench(
         made.folder,
         photo,
-        Options(enclave=DIRECT),
+        ServeOptions(enclave=DIRECT),
         made.key,
         insecure=True,
         requests=10,
@@ -96,7 +96,7 @@ def test_signing_gives_the_measurement_that_gramine_shows(made, tmp_path):
     key = tmp_path / "key.pem"
     subprocess.run(["gramine-sgx-gen-private-key", str(key)], check=True, capture_output=True)
     split = shutil.copy(made.split, tmp_path / "s.json")
-    done = export(tmp_path / "s.json", tmp_path / "b", sign=key)
+    done = export(Source(split=tmp_path / "s.json"), tmp_path / "b", keys=Keys(sign=key))
     shown = subprocess.run(
         ["gramine-sgx-sigstruct-view", str(tmp_path / "b" / "head.sig")],
         capture_output=True,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from partopt.enclave_runner.head import decoded
+from partopt.enclave_runner.decoding import decoded
 from partopt.enclave_runner.parts import Limits
 from partopt.errors import ServiceError
 from partopt.preprocessing import Preprocessing

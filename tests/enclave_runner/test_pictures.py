@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageFile
 
 from partopt.dead_leaves import dead_leaves
-from partopt.enclave_runner import head, rehearsal
+from partopt.enclave_runner import rehearsal
+from partopt.enclave_runner.decoding import decoded
 from partopt.enclave_runner.parts import Limits
 from partopt.enclave_runner.pictures import sendable
 from partopt.errors import PictureError, ServiceError
@@ -27,7 +28,7 @@ def encoded(image: Image.Image, kind: str, **how) -> bytes:
 
 
 def seen(data: bytes) -> torch.Tensor:
-    return head.decoded(sendable(data), HOW, Limits())[0] * 255
+    return decoded(sendable(data), HOW, Limits())[0] * 255
 
 
 def kinds() -> dict[str, tuple[bytes, int]]:
@@ -94,7 +95,7 @@ def test_what_a_decoder_raises_is_a_code(error, code, monkeypatch):
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", broken)
     with pytest.raises(ServiceError) as caught:
-        head.decoded(kinds()["png"][0], HOW, Limits())
+        decoded(kinds()["png"][0], HOW, Limits())
     assert caught.value.code == code
 
 
@@ -106,14 +107,14 @@ def test_what_the_worker_lacks_is_not_blamed_on_the_image(error, monkeypatch):
     data = kinds()["png"][0]
     monkeypatch.setattr(ImageFile.ImageFile, "load", broken)
     with pytest.raises(type(error)):
-        head.decoded(data, HOW, Limits())
+        decoded(data, HOW, Limits())
 
 
 def test_a_thin_picture_is_answered_and_a_large_one_refused():
     thin = encoded(Image.new("RGB", (8000, 1), (9, 9, 9)), "PNG")
     assert (seen(thin).round() == 9).all()
     with pytest.raises(ServiceError) as caught:
-        head.decoded(thin, HOW, Limits(image_pixels=7999))
+        decoded(thin, HOW, Limits(image_pixels=7999))
     assert caught.value.code == "too-large"
 
 
@@ -124,11 +125,12 @@ def test_the_rehearsal_opens_what_any_kind_of_picture_needs():
 
     code = (
         "import sys, io; from partopt.enclave_runner import head, rehearsal\n"
+        "from partopt.enclave_runner.decoding import decoded\n"
         "from partopt.enclave_runner.parts import Limits; from partopt.preprocessing import *\n"
         "how = Preprocessing(16, 18)\n"
-        "for p in rehearsal._pictures(16): head.decoded(p, how, Limits())\n"
+        "for p in rehearsal._pictures(16): decoded(p, how, Limits())\n"
         "before = set(sys.modules)\n"
-        "for p in eval(sys.stdin.read()): head.decoded(p, how, Limits())\n"
+        "for p in eval(sys.stdin.read()): decoded(p, how, Limits())\n"
         "print(sorted(set(sys.modules) - before))"
     )
     sent = repr(

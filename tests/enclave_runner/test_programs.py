@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import fx, nn
 
-from partopt.enclave_runner.optimise import channels_last, choose, parse
-from partopt.enclave_runner.programs import Program, join, operator_named, record
+from partopt.enclave_runner.operators import operator_named
+from partopt.enclave_runner.optimise import channels_last, fastest, parse
+from partopt.enclave_runner.programs import Program
+from partopt.enclave_runner.recording import join, record
 from partopt.errors import BundleError, ExportError, UsageError
 from partopt.graph import trace
 from partopt.splitting import split
@@ -128,7 +130,7 @@ def test_custom_operators_are_refused_at_export():
 
 def test_optimised_heads_agree_within_the_tolerance(halves):
     tiny, head, first, tail, x = halves
-    choice = choose(head, first, tail, x, parse("fold-bn,channels-last"), True, repetitions=1)
+    choice = fastest(head, first, tail, x, parse("fold-bn,channels-last"), True, repetitions=1)
     assert choice.switches == ("fold-bn", "channels-last")
     assert choice.difference <= 1e-4
     boundary = again(choice.program)(x)
@@ -139,7 +141,7 @@ def test_optimised_heads_agree_within_the_tolerance(halves):
 
 def test_automatic_choice_reports_all_that_it_tried(halves):
     _, head, first, tail, x = halves
-    choice = choose(head, first, tail, x, None, True, repetitions=1)
+    choice = fastest(head, first, tail, x, None, True, repetitions=1)
     assert set(choice.tried) == {"none", "fold-bn", "channels-last", "fold-bn+channels-last"}
     if not choice.switches:
         assert choice.difference == 0

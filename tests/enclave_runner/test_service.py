@@ -19,11 +19,11 @@ from partopt.enclave_runner.attestation import verifier
 from partopt.enclave_runner.client import Client
 from partopt.enclave_runner.ends import open_end
 from partopt.enclave_runner.frames import ANSWER
-from partopt.enclave_runner.orchestrator import Options, Service
+from partopt.enclave_runner.orchestrator import ServeOptions, Service
 from partopt.enclave_runner.parts import Part
 from partopt.enclave_runner.sealing import new_key
 from partopt.enclave_runner.start import Start
-from partopt.enclave_runner.transport import Shape
+from partopt.enclave_runner.transport import Exchange
 from partopt.errors import BackendError, ServiceError, SessionError, UsageError
 
 
@@ -88,7 +88,7 @@ def test_a_full_queue_answers_busy(made, photo):
 
 
 def test_sealed_weights_wait_for_their_key(made, photo):
-    options = Options(enclave="native")
+    options = ServeOptions(enclave="native")
     with Service(made.folder, options, key=None, insecure=True) as service:
         with service.client() as client:
             for wrong in (new_key(), b"short", b""):
@@ -104,7 +104,7 @@ def test_sealed_weights_wait_for_their_key(made, photo):
 
 def test_without_attestation_nothing_runs_unless_asked(made):
     with pytest.raises(UsageError, match="--insecure-no-attestation"):
-        Service(made.folder, Options(enclave="native"), key=made.key)
+        Service(made.folder, ServeOptions(enclave="native"), key=made.key)
 
 
 def test_a_client_refuses_a_head_that_proves_nothing(made, service):
@@ -117,7 +117,7 @@ def test_a_client_refuses_a_head_that_proves_nothing(made, service):
 def test_arguments(made):
     for wrong in ({"transport": "smoke"}, {"threads": 0}, {"batch": 0}, {"in_flight": 65}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
-            Options(**wrong)
+            ServeOptions(**wrong)
     with pytest.raises(UsageError, match="`batch` got 9"):
         made.service(batch=9)
     if not os.path.exists("/dev/sgx_enclave"):
@@ -182,7 +182,7 @@ def test_a_worker_that_dies_again_and_again_is_given_up(made):
 @pytest.fixture
 def head_alone(made):
     """A head worker that waits for the tail of another service, over the door itself."""
-    options = Options(enclave="native", transport="tcp")
+    options = ServeOptions(enclave="native", transport="tcp")
     with Service(made.folder, options, key=made.key, insecure=True, with_tail=False) as service:
         yield service
 
@@ -229,17 +229,27 @@ def test_a_stranger_beside_a_tail_gets_nothing(made, photo):
 def test_a_tail_that_lies_is_hung_up_on(made, photo, head_alone):
     """It has the token, and answers a run that nobody asked for: refused, and no tail any more."""
     part = Part.read(made.folder / "head")
-    shape = Shape(part.outputs, part.answers, 1, 2)
-    start = Start("tcp", "", 2, 1, 1, 1, "", 0, "00" * 16)
+    exchange = Exchange(boundary=part.outputs, answer=part.answers, batch=1, slots=2)
+    start = Start(
+        transport="tcp",
+        area="",
+        slots=2,
+        batch=1,
+        threads=1,
+        queue=1,
+        host="",
+        port=0,
+        token="00" * 16,
+    )
     with socket.create_connection(("127.0.0.1", head_alone._tail_port), 10) as sock:
         sock.sendall(token_of(head_alone))
         assert sock.recv(1) == b"G"
-        end = open_end(sock, shape, start, head=False)
+        end = open_end(sock, exchange, start, head=False)
         with head_alone.client() as client:
             number = client.submit(photo)
             header, _ = end.receive(10)
             lie = [torch.zeros(layout.at(1)) for layout in part.answers]
-            end.send(ANSWER, header.request + 1, lie, 1)
+            end.send(ANSWER, header.request + 1, lie, batch=1)
             with pytest.raises(ServiceError, match="tail worker is gone"):
                 client.collect(number)
     deadline = time.time() + 10
@@ -299,7 +309,7 @@ def test_a_thousand_requests_do_not_grow_memory(made, photo):
 
 def test_a_tail_of_another_service(made, photo, spawn):
     """Two services, as with the two systemd units."""
-    options = Options(enclave="native")
+    options = ServeOptions(enclave="native")
     with Service(made.folder, options, key=made.key, insecure=True, with_tail=False) as service:
         with service.client() as client:
             with pytest.raises(ServiceError, match="no tail worker"):

@@ -18,16 +18,16 @@ from partopt.enclave_runner.frames import (
     check_whole,
     unpack,
 )
+from partopt.enclave_runner.layouts import Layout, room
 from partopt.enclave_runner.messages import listen
-from partopt.enclave_runner.parts import Layout, room
 from partopt.enclave_runner.shm import area_bytes
 from partopt.enclave_runner.start import Start
-from partopt.enclave_runner.transport import NAMES, Shape
+from partopt.enclave_runner.transport import NAMES, Exchange
 from partopt.errors import FrameError, ServiceError
 
-SHAPE = Shape(
-    (Layout("a", (1, 4, 6), "float32"), Layout("b", (2, 3), "int64")),
-    (Layout("answer", (1, 10), "float32"),),
+EXCHANGE = Exchange(
+    boundary=(Layout("a", (1, 4, 6), "float32"), Layout("b", (2, 3), "int64")),
+    answer=(Layout("answer", (1, 10), "float32"),),
     batch=3,
     slots=2,
 )
@@ -38,12 +38,22 @@ def pair(transport, folder):
     if transport == "shm":
         area = str(folder / "area")
         with open(area, "wb") as file:
-            file.truncate(area_bytes(SHAPE))
-    start = Start(transport, area, 2, 3, 1, 1, "", 0, "00" * 16)
+            file.truncate(area_bytes(EXCHANGE))
+    start = Start(
+        transport=transport,
+        area=area,
+        slots=2,
+        batch=3,
+        threads=1,
+        queue=1,
+        host="",
+        port=0,
+        token="00" * 16,
+    )
     with listen() as door:
         theirs = socket.create_connection(door.getsockname())
         ours, _ = door.accept()
-    return open_end(ours, SHAPE, start, True), open_end(theirs, SHAPE, start, False)
+    return open_end(ours, EXCHANGE, start, True), open_end(theirs, EXCHANGE, start, False)
 
 
 def boundary(batch):
@@ -62,12 +72,12 @@ def test_tensors_cross_unchanged_both_ways(ends):
     head, tail = ends
     for number, batch in enumerate([1, 3, 2, 1, 1], 1):
         sent = boundary(batch)
-        head.send(BOUNDARY, 40 + number, sent, batch)
+        head.send(BOUNDARY, 40 + number, sent, batch=batch)
         header, got = tail.receive(5)
         assert (header.request, header.batch) == (40 + number, batch)
         assert all(torch.equal(a, b) for a, b in zip(sent, got, strict=True))
         answer = torch.rand(batch, 10)
-        tail.send(ANSWER, header.request, [answer], batch, 77)
+        tail.send(ANSWER, header.request, [answer], batch=batch, compute_ns=77)
         header, (got,) = head.receive(5)
         assert header.compute_ns == 77
         assert torch.equal(got, answer)
@@ -76,11 +86,11 @@ def test_tensors_cross_unchanged_both_ways(ends):
 def test_two_frames_under_way_and_a_failure(ends):
     head, tail = ends
     for request in (1, 2):
-        head.send(BOUNDARY, request, boundary(1), 1)
+        head.send(BOUNDARY, request, boundary(1), batch=1)
     assert tail.receive(5)[0].request == 1
-    tail.send(FAILURE, 1, [], 1)
+    tail.send(FAILURE, 1, [], batch=1)
     assert tail.receive(5)[0].request == 2
-    tail.send(ANSWER, 2, [torch.zeros(1, 10)], 1)
+    tail.send(ANSWER, 2, [torch.zeros(1, 10)], batch=1)
     assert (head.receive(5)[0].kind, head.receive(5)[0].kind) == (FAILURE, ANSWER)
 
 
@@ -92,21 +102,21 @@ def test_nothing_comes_and_then_the_other_side_goes(ends):
         head.receive(5)
     with pytest.raises(ServiceError, match="gone"):
         for _ in range(3):
-            head.send(BOUNDARY, 1, boundary(1), 1)
+            head.send(BOUNDARY, 1, boundary(1), batch=1)
 
 
 def test_wrong_shapes_are_not_sent(ends):
     with pytest.raises(FrameError, match="shape"):
-        ends[0].send(BOUNDARY, 1, boundary(2), 1)
+        ends[0].send(BOUNDARY, 1, boundary(2), batch=1)
 
 
 def test_an_answer_is_private_to_the_head(tmp_path):
     head, tail = pair("shm", tmp_path)
-    head.send(BOUNDARY, 1, boundary(1), 1)
+    head.send(BOUNDARY, 1, boundary(1), batch=1)
     tail.receive(5)
-    tail.send(ANSWER, 1, [torch.ones(1, 10)], 1)
+    tail.send(ANSWER, 1, [torch.ones(1, 10)], batch=1)
     _, (got,) = head.receive(5)
-    for start in range(0, area_bytes(SHAPE), 4096):
+    for start in range(0, area_bytes(EXCHANGE), 4096):
         tail._memory[start : start + 16] = b"\xff" * 16
     assert torch.equal(got, torch.ones(1, 10))
     head.close()
@@ -114,7 +124,7 @@ def test_an_answer_is_private_to_the_head(tmp_path):
 
 
 def answer(**changes) -> Header:
-    body = bytes(room(SHAPE.answer, 1))
+    body = bytes(room(EXCHANGE.answer, 1))
     import zlib
 
     fields = {
@@ -147,7 +157,7 @@ def test_each_bad_answer_has_its_code(tmp_path, changes, code):
         folder = tmp_path / transport
         folder.mkdir()
         head, tail = pair(transport, folder)
-        raw = answer(**changes).pack() + bytes(room(SHAPE.answer, 1))
+        raw = answer(**changes).pack() + bytes(room(EXCHANGE.answer, 1))
         place(transport, tail, folder, raw)
         with pytest.raises(FrameError) as caught:
             head.receive(5)
@@ -164,7 +174,7 @@ def place(transport, tail, folder, raw: bytes) -> None:
         return
     if transport == "shm":
         start = tail._slot(False, 1)
-        raw = raw[: area_bytes(SHAPE) - start]
+        raw = raw[: area_bytes(EXCHANGE) - start]
         tail._bytes[start : start + len(raw)] = raw
         tail._words[16] = 1
     else:
@@ -192,7 +202,7 @@ def test_truncated_and_alien_frames(tmp_path):
 def test_ten_thousand_fuzzed_frames_crash_nothing_and_leak_nothing():
     source = random.Random(0)
     good = answer().pack()
-    wanted = SHAPE.rooms(SHAPE.answer)
+    wanted = EXCHANGE.rooms(EXCHANGE.answer)
     codes = set()
 
     def one() -> None:

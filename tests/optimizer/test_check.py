@@ -73,7 +73,7 @@ def made(tmp_path_factory):
         torch.save(retrained, "retrained.pth")
         torch.save(state, "leaks.pth")
         loaded = models.load_model("checknet:Net", input_size=32, weights="protects.pth")
-        result = find(loaded, repetitions=2, cuts="all")
+        result = find(loaded, repetitions=10, cuts="all")  # few, and the machine chooses the cut
     assert result.found
     assert result.cut.node < result.graph.cut("late").node, "the cut must lie where weights matter"
     result.config.write(folder / "net.split.json")
@@ -138,8 +138,17 @@ def test_retrained_weights_that_still_protect_pass(here):
 
 
 def test_changed_weights_without_attacks_are_undecided(here):
-    result = check(here, weights="retrained.pth", attack=False, latency=False)
-    assert result.exit_code == 1
+    for trust in (False, True):
+        result = check(
+            here, weights="retrained.pth", attack=False, latency=False, trust_stored=trust
+        )
+        assert result.exit_code == 1
+        said = {p.name: (p.what, p.detail) for p in result.properties}
+        assert said["weights"] == (
+            "skipped",
+            "the weights changed: stored evidence does not apply",
+        )
+        assert said["privacy"][0] == "undecided"
 
 
 def test_stored_verdicts_are_not_believed(here):

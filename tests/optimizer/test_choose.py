@@ -20,7 +20,7 @@ def cut(i: int, flops: int, payload: int = 10) -> Cut:
 
 def latency(ms: float, noise: float = 0.0) -> CutLatency:
     f = Duration(ms, noise, "measured", "gramine-sgx")
-    return CutLatency(f, f, f, f)
+    return CutLatency(enclave=f, handoff=f, accelerator=f, total=f)
 
 
 CUTS = [cut(0, 10), cut(1, 20), cut(2, 30)]

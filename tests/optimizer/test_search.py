@@ -60,7 +60,7 @@ def arena(tiny_loaded, tmp_path):
     store = FeatureStore(tmp_path / "f", graph, tiny_loaded.preprocessing, images, "w")
     # All ties, as on a host without enclave and GPU.
     same = Duration(1.0, 0.0, "measured", "native")
-    latencies = [CutLatency(same, same, same, same)] * len(cuts)
+    latencies = [CutLatency(enclave=same, handoff=same, accelerator=same, total=same)] * len(cuts)
     floor = floor_of(images, 32, 0)
 
     def make_search(storage, threshold=0.2, settings=SETTINGS, last=0, **kwargs):
@@ -600,7 +600,8 @@ TOGETHER = """
     store = FeatureStore(Path(gate) / "f", graph, loaded.preprocessing, images, "w",
         Making(budget_bytes=int(most)))
     floor = floor_of(images, 32, 0)
-    same = CutLatency(*[Duration(1.0, 0.0, "measured", "native")] * 4)
+    took = Duration(1.0, 0.0, "measured", "native")
+    same = CutLatency(enclave=took, handoff=took, accelerator=took, total=took)
     (Path(gate) / f"ready{number}").touch()
     while not (Path(gate) / "go").exists():
         time.sleep(0.01)

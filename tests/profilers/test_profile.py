@@ -114,9 +114,16 @@ def test_the_sgx_model_is_labelled_everywhere(graph):
 def test_activations_of_the_whole_batch_page(graph, batch):
     """Parameters are there once, activations for every image."""
     cuts = graph.cuts()
-    figure = Duration(3.0, 0.0, "measured", "native")
-    latency = CutLatency(figure, figure, figure, figure)
-    measured = Profile([latency] * len(cuts), figure, figure, 1, batch, 1)
+    took = Duration(3.0, 0.0, "measured", "native")
+    latency = CutLatency(enclave=took, handoff=took, accelerator=took, total=took)
+    measured = Profile(
+        cuts=[latency] * len(cuts),
+        full_enclave=took,
+        full_accelerator=took,
+        threads=1,
+        batch=batch,
+        repetitions=1,
+    )
     model = SgxModel(slowdown=1.0, transition_us=0, epc_mib=0, paging_ms_per_mib=2**20)
     p = modelled(measured, graph, cuts, model)
     for cut, after in zip(cuts, p.cuts, strict=True):
