@@ -20,9 +20,16 @@ from .errors import StorageError, UsageError
 
 # What a disk says when it takes no more, and what is said of a path that cannot be written.
 _REFUSALS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM,
-    errno.ENOTDIR, errno.EISDIR,
-}  # fmt: skip
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 

@@ -19,10 +19,38 @@ from .printable import printable
 # Read by other programs (Ghostscript runs code), or only named by Pillow and never decoded.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 _NO_PICTURES = {
-    ".cfg", ".csv", ".db", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".lnk", ".log",
-    ".md", ".md5", ".mat", ".parquet", ".pdf", ".pkl", ".pt", ".pth", ".py", ".rst", ".sh",
-    ".sha256", ".sha1", ".toml", ".tsv", ".txt", ".url", ".xml", ".yaml", ".yml",
-}  # fmt: skip
+    ".cfg",
+    ".csv",
+    ".db",
+    ".htm",
+    ".html",
+    ".ini",
+    ".ipynb",
+    ".json",
+    ".jsonl",
+    ".lnk",
+    ".log",
+    ".md",
+    ".md5",
+    ".mat",
+    ".parquet",
+    ".pdf",
+    ".pkl",
+    ".pt",
+    ".pth",
+    ".py",
+    ".rst",
+    ".sh",
+    ".sha256",
+    ".sha1",
+    ".toml",
+    ".tsv",
+    ".txt",
+    ".url",
+    ".xml",
+    ".yaml",
+    ".yml",
+}
 _NO_PICTURE_NAMES = {"license", "copying", "readme", "makefile", "notice", "authors"}
 _KINDS_SHOWN = 8
 

@@ -26,14 +26,40 @@ __all__ = ["Cut", "LayerGraph", "Node", "TensorSpec", "trace"]
 SECOND = 2  # shapes are measured at the example's batch size and at so many images more
 _LAYERS = {"Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Linear", "conv2d", "linear"}
 _LOSSLESS_MODULES = {
-    "Dropout", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout", "Flatten",
-    "Identity", "Permute", "StochasticDepth", "Unflatten",
-}  # fmt: skip
+    "Dropout",
+    "Dropout2d",
+    "Dropout3d",
+    "AlphaDropout",
+    "FeatureAlphaDropout",
+    "Flatten",
+    "Identity",
+    "Permute",
+    "StochasticDepth",
+    "Unflatten",
+}
 _LOSSLESS_CALLS = {
-    "_unsafe_view", "alias", "clone", "contiguous", "detach", "dropout", "flatten", "moveaxis",
-    "movedim", "permute", "reshape", "squeeze", "stochastic_depth", "swapaxes", "swapdims", "t",
-    "transpose", "unflatten", "unsqueeze", "view", "view_as",
-}  # fmt: skip
+    "_unsafe_view",
+    "alias",
+    "clone",
+    "contiguous",
+    "detach",
+    "dropout",
+    "flatten",
+    "moveaxis",
+    "movedim",
+    "permute",
+    "reshape",
+    "squeeze",
+    "stochastic_depth",
+    "swapaxes",
+    "swapdims",
+    "t",
+    "transpose",
+    "unflatten",
+    "unsqueeze",
+    "view",
+    "view_as",
+}
 # Lossless where the dtype stays.
 _CASTS = {"_to_copy", "cpu", "float", "to", "type", "type_as"}
 

@@ -18,14 +18,30 @@ from torch import fx
 
 _ATTRIBUTES = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "itemsize", "requires_grad"}
 _METHODS = {
-    "size", "dim", "ndimension", "numel", "nelement", "stride", "element_size", "get_device",
-    "is_floating_point", "is_complex", "is_contiguous", "__len__",
-}  # fmt: skip
+    "size",
+    "dim",
+    "ndimension",
+    "numel",
+    "nelement",
+    "stride",
+    "element_size",
+    "get_device",
+    "is_floating_point",
+    "is_complex",
+    "is_contiguous",
+    "__len__",
+}
 _FUNCTIONS = {
-    len, torch.numel, torch.is_complex, torch.is_floating_point, torch.is_tensor,
-    torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default,
-    torch.ops.aten.sym_stride.int, torch.ops.aten.sym_storage_offset.default,
-}  # fmt: skip
+    len,
+    torch.numel,
+    torch.is_complex,
+    torch.is_floating_point,
+    torch.is_tensor,
+    torch.ops.aten.sym_size.int,
+    torch.ops.aten.sym_numel.default,
+    torch.ops.aten.sym_stride.int,
+    torch.ops.aten.sym_storage_offset.default,
+}
 _PLAIN = (bool, int, float, str, torch.dtype, torch.layout, torch.memory_format, type(None))
 
 

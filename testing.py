@@ -169,9 +169,14 @@ def check_settings(make: Make) -> None:
 
 
 CHECKS = (
-    check_settings, check_constant, check_identity, check_shuffle, check_seed, check_no_peeking,
+    check_settings,
+    check_constant,
+    check_identity,
+    check_shuffle,
+    check_seed,
+    check_no_peeking,
     check_memory,
-)  # fmt: skip
+)
 
 
 def conformance(make: Make) -> None:

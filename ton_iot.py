@@ -43,13 +43,28 @@ DEVICES = (
     "Weather",
 )
 CLASSES = (
-    "normal", "backdoor", "ddos", "injection", "password", "ransomware", "scanning", "xss",
-)  # fmt: skip
+    "normal",
+    "backdoor",
+    "ddos",
+    "injection",
+    "password",
+    "ransomware",
+    "scanning",
+    "xss",
+)
 ROWS = 32  # rows a window
 BLOCK = 512  # rows a time block
 PARTS = ("train", "validation", "test")
-_WORDS = {"true": 1.0, "false": 0.0, "on": 1.0, "off": 0.0, "open": 1.0, "closed": 0.0,
-          "high": 1.0, "low": 0.0}  # fmt: skip
+_WORDS = {
+    "true": 1.0,
+    "false": 0.0,
+    "on": 1.0,
+    "off": 0.0,
+    "open": 1.0,
+    "closed": 0.0,
+    "high": 1.0,
+    "low": 0.0,
+}
 
 
 @dataclass
@@ -140,7 +155,7 @@ def read(folder: Path, shares: tuple[float, float, float], seed: int = 0) -> Tel
         seed: Decides which block goes where.
 
     Raises:
-        UsageError: `folder` is none, or pandas is not installed.
+        UsageError: `folder` is no folder, or pandas is not installed.
         DataError: No telemetry file in it, no usable row, or dates of unknown order.
     """
     if not folder.is_dir():
@@ -296,9 +311,11 @@ def _merge(
     merged = merged.sort_values("time", kind="stable")
     features = [c for c in merged.columns if c not in ("time", "class")]
     return (
-        merged["time"].to_numpy(), merged["class"].to_numpy(int),
-        merged[features].to_numpy(np.float64), features,
-    )  # fmt: skip
+        merged["time"].to_numpy(),
+        merged["class"].to_numpy(int),
+        merged[features].to_numpy(np.float64),
+        features,
+    )
 
 
 def _assign(classes: np.ndarray, shares: tuple[float, float, float], seed: int) -> np.ndarray:

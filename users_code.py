@@ -34,8 +34,10 @@ def running() -> Iterator[None]:
     if added:
         sys.path.insert(0, here)
     dtype, grad, device = (
-        torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_default_device(),
-    )  # fmt: skip
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_default_device(),
+    )
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             warnings.simplefilter("ignore")

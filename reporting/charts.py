@@ -17,8 +17,13 @@ from ..errors import BackendError
 INK = "#010203"
 # Okabe and Ito's palette: told apart by colour-blind readers, legible on light and dark.
 BLUE, ORANGE, GREEN, PINK, YELLOW, RED = (
-    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#b8a800", "#d55e00",
-)  # fmt: skip
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#b8a800",
+    "#d55e00",
+)
 SERIES = (BLUE, ORANGE, GREEN, PINK, YELLOW)
 
 
@@ -127,14 +132,26 @@ def leakage(config: SplitConfig) -> Any:
         low = [max(0.0, s - (a.low or 0.0)) for s, (_, a) in zip(scores, found, strict=True)]
         high = [max(0.0, (a.high or 0.0) - s) for s, (_, a) in zip(scores, found, strict=True)]
         axes.errorbar(
-            [i for i, _ in found], scores, yerr=[low, high], color=colour, marker="o", ms=4,
-            lw=1.2, capsize=2, label=attacker,
-        )  # fmt: skip
+            [i for i, _ in found],
+            scores,
+            yerr=[low, high],
+            color=colour,
+            marker="o",
+            ms=4,
+            lw=1.2,
+            capsize=2,
+            label=attacker,
+        )
     known = [(i, r.suffix_score) for i, r in enumerate(rows) if r.suffix_score is not None]
     axes.step(
-        [i for i, _ in known], [s for _, s in known], where="mid", color=INK, lw=1, ls=":",
+        [i for i, _ in known],
+        [s for _, s in known],
+        where="mid",
+        color=INK,
+        lw=1,
+        ls=":",
         label="largest here and later",
-    )  # fmt: skip
+    )
     axes.axhline(privacy.threshold, color=RED, ls="--", label=f"threshold {privacy.threshold:g}")
     floor = privacy.floor if privacy.scale == "raw" else 0.0
     axes.axhline(floor, color=INK, lw=0.8, label="floor (never seeing the features)")
@@ -157,9 +174,11 @@ def front(config: SplitConfig) -> Any:
         rows = [r for r in config.cuts if r.status == status and r.suffix_score is not None]
         if rows:
             axes.scatter(
-                [r.latency_ms.total.ms for r in rows], [r.suffix_score for r in rows],
-                color=colours[status], label=status,
-            )  # fmt: skip
+                [r.latency_ms.total.ms for r in rows],
+                [r.suffix_score for r in rows],
+                color=colours[status],
+                label=status,
+            )
     if config.cut is not None:
         row = next(r for r in config.cuts if r.name == config.cut.name)
         if row.suffix_score is not None:
@@ -194,9 +213,15 @@ def graph(config: SplitConfig) -> Any:
         end = row.head_flops / total + 0.004 * (i + 1)
         inside = i <= head_end
         axes.barh(
-            0, end - before, left=before, height=0.8, color=BLUE if inside else GREEN,
-            alpha=0.9 if inside else 0.55, edgecolor=INK, lw=0.4,
-        )  # fmt: skip
+            0,
+            end - before,
+            left=before,
+            height=0.8,
+            color=BLUE if inside else GREEN,
+            alpha=0.9 if inside else 0.55,
+            edgecolor=INK,
+            lw=0.4,
+        )
         if i == head_end:
             boundary = end
         before = end
@@ -204,9 +229,13 @@ def graph(config: SplitConfig) -> Any:
         axes.plot([boundary] * 2, [-0.7, 0.75], color=RED, lw=2.5)
         right = boundary > before / 2
         axes.text(
-            boundary, 0.85, f"cut after {_plain(config.cut.name)}", color=INK, fontsize=10,
+            boundary,
+            0.85,
+            f"cut after {_plain(config.cut.name)}",
+            color=INK,
+            fontsize=10,
             ha="right" if right else "left",
-        )  # fmt: skip
+        )
     axes.text(0, -0.95, "head: enclave", color=INK, fontsize=9)
     axes.text(before, -0.95, "tail: accelerator", color=INK, fontsize=9, ha="right")
     axes.set_ylim(-1.1, 1.2)

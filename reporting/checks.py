@@ -14,9 +14,13 @@ from ..optimizer.check import HOLDS, CheckResult
 from ..printable import printable
 
 _STYLE = {
-    "holds": "green", "regressed": "bold red", "undecided": "red", "moved": "yellow",
-    "slower": "yellow", "skipped": "dim",
-}  # fmt: skip
+    "holds": "green",
+    "regressed": "bold red",
+    "undecided": "red",
+    "moved": "yellow",
+    "slower": "yellow",
+    "skipped": "dim",
+}
 _FAILING = {"regressed", "undecided", "moved", "slower"}
 
 
@@ -70,10 +74,14 @@ def junit(results: Sequence[CheckResult]) -> str:
     root = ET.Element("testsuites", name="partopt check")
     for r in results:
         suite = ET.SubElement(
-            root, "testsuite", name=printable(r.name), tests=str(len(r.properties)),
+            root,
+            "testsuite",
+            name=printable(r.name),
+            tests=str(len(r.properties)),
             failures=str(sum(p.what in _FAILING for p in r.properties)),
-            skipped=str(sum(p.what == "skipped" for p in r.properties)), errors="0",
-        )  # fmt: skip
+            skipped=str(sum(p.what == "skipped" for p in r.properties)),
+            errors="0",
+        )
         for p in r.properties:
             case = ET.SubElement(
                 suite, "testcase", classname=f"partopt.{printable(r.model)}", name=p.name
@@ -98,8 +106,10 @@ def markdown(results: Sequence[CheckResult]) -> str:
     for r in sorted(results, key=lambda r: r.exit_code == HOLDS):
         lines += [
             f"### `{_cell(r.name)}` ({_cell(r.model)}, cut after `{_cell(r.cut)}`): {r.verdict}",
-            "", "| property | outcome | detail |", "|---|---|---|",
-        ]  # fmt: skip
+            "",
+            "| property | outcome | detail |",
+            "|---|---|---|",
+        ]
         order = sorted(r.properties, key=lambda p: p.what not in _FAILING)
         lines += [f"| {p.name} | {p.what} | {_cell(p.detail)} |" for p in order]
         lines.append("")

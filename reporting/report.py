@@ -206,12 +206,17 @@ def markdown(config: SplitConfig) -> str:
         chosen = config.cut is not None and row.name == config.cut.name
         name = "`" + row.name.replace("`", "'").replace("|", "\\|") + "`"
         name = f"**{name}**" if chosen else name
-        figures = [lat.enclave.ms, lat.handoff.ms, lat.accelerator.ms, lat.total.ms]
+        times = [lat.enclave.ms, lat.handoff.ms, lat.accelerator.ms, lat.total.ms]
         interval = "-" if row.low is None else f"{row.low:.2f}-{row.high:.2f}"
         cells = [
-            name, *(f"{f:.2f}" for f in figures), human_bytes(row.payload_bytes),
-            _number(row.ssim_raw), _number(row.score), interval, row.status,
-        ]  # fmt: skip
+            name,
+            *(f"{f:.2f}" for f in times),
+            human_bytes(row.payload_bytes),
+            _number(row.ssim_raw),
+            _number(row.score),
+            interval,
+            row.status,
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *(f"- {w}" for w in [*failed_attacks(config), *config.warnings])]
     return "\n".join(lines).replace("<", "&lt;") + "\n"
@@ -227,22 +232,49 @@ def as_csv(config: SplitConfig) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["cut", "chosen", "status", "attacker", "outcome", "ssim_raw", "score", "low", "high",
-         "enclave_ms", "handoff_ms", "accelerator_ms", "total_ms", "basis", "payload_bytes",
-         "head_flops"]
-    )  # fmt: skip
+        [
+            "cut",
+            "chosen",
+            "status",
+            "attacker",
+            "outcome",
+            "ssim_raw",
+            "score",
+            "low",
+            "high",
+            "enclave_ms",
+            "handoff_ms",
+            "accelerator_ms",
+            "total_ms",
+            "basis",
+            "payload_bytes",
+            "head_flops",
+        ]
+    )
     for row in config.cuts:
         lat = row.latency_ms
         chosen = config.cut is not None and row.name == config.cut.name
         attacks: list[Attack | None] = [*row.attacks] or [None]
         for a in attacks:
             writer.writerow(
-                [_inert(row.name), chosen, row.status,
-                 *([_inert(a.attacker), a.outcome, a.ssim_raw, a.score, a.low, a.high]
-                   if a else [""] * 6),
-                 lat.enclave.ms, lat.handoff.ms, lat.accelerator.ms, lat.total.ms,
-                 lat.total.basis, row.payload_bytes, row.head_flops]
-            )  # fmt: skip
+                [
+                    _inert(row.name),
+                    chosen,
+                    row.status,
+                    *(
+                        [_inert(a.attacker), a.outcome, a.ssim_raw, a.score, a.low, a.high]
+                        if a
+                        else [""] * 6
+                    ),
+                    lat.enclave.ms,
+                    lat.handoff.ms,
+                    lat.accelerator.ms,
+                    lat.total.ms,
+                    lat.total.basis,
+                    row.payload_bytes,
+                    row.head_flops,
+                ]
+            )
     return out.getvalue()
 
 

@@ -236,8 +236,11 @@ def runtime(study: Study) -> Any:
     figure, axes = new_figure(7.2, 3.6)
     x = [p.number for p in study.points]
     below = np.zeros(len(x))
-    parts = (("enclave_ms", "enclave", BLUE), ("handoff_ms", "hand-off", ORANGE),
-             ("accelerator_ms", "accelerator", GREEN))  # fmt: skip
+    parts = (
+        ("enclave_ms", "enclave", BLUE),
+        ("handoff_ms", "hand-off", ORANGE),
+        ("accelerator_ms", "accelerator", GREEN),
+    )
     for name, label, colour in parts:
         values = np.array([getattr(p, name) for p in study.points])
         axes.bar(x, values, bottom=below, color=colour, label=label)

@@ -16,7 +16,7 @@ from .charts import INK, RED, SERIES, legend_of, new_figure, to_png, to_svg
 
 
 def as_dict(found: Strength) -> dict[str, Any]:
-    """All figures as plain values."""
+    """Everything measured, as plain values."""
     return {**asdict(found), "rising": found.rising}
 
 
@@ -61,14 +61,18 @@ def chart(found: Strength, path: Path) -> None:
     for i, (attacker, epochs) in enumerate(lines):
         mine = [c for c in found.cells if (c.attacker, c.epochs) == (attacker, epochs)]
         axes.errorbar(
-            [c.images for c in mine], [c.score.value for c in mine],
+            [c.images for c in mine],
+            [c.score.value for c in mine],
             yerr=[
                 [max(0.0, c.score.value - c.score.low) for c in mine],
                 [max(0.0, c.score.high - c.score.value) for c in mine],
             ],
-            marker="o", ms=4, capsize=2, color=SERIES[i % len(SERIES)],
+            marker="o",
+            ms=4,
+            capsize=2,
+            color=SERIES[i % len(SERIES)],
             label=_name(attacker, epochs),
-        )  # fmt: skip
+        )
     axes.axhline(found.threshold, color=RED, ls="--", label=f"threshold {found.threshold:g}")
     axes.set_xscale("log", base=2)
     sizes = sorted({c.images for c in found.cells})

@@ -157,9 +157,15 @@ def pointwise(rng: random.Random) -> nn.Module:
     """A step that works on the last dimension, whatever stands before it."""
     acts = [nn.Tanh(), nn.LeakyReLU(0.2), nn.LeakyReLU(0.2, inplace=True), nn.ELU(), nn.Softsign()]
     kinds = [
-        lambda: Mix(rng.choice(acts)), Residual, InPlaceResidual, Alias, Chunks, SetSlice,
-        SetInPlace, Optional,
-    ]  # fmt: skip
+        lambda: Mix(rng.choice(acts)),
+        Residual,
+        InPlaceResidual,
+        Alias,
+        Chunks,
+        SetSlice,
+        SetInPlace,
+        Optional,
+    ]
     return rng.choice(kinds)()
 
 

@@ -38,24 +38,42 @@ def fake(tmp_path) -> Path:
 def run(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     values = {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-        "CONFIG": "partopt.toml", "DATA": "", "BUDGET": "", "ARGS": "--no-latency",
-        "REF": "", "BASE": str(folder / "base"), "REATTACK": "false",
-        "SUMMARY": str(folder / "summary.md"), "GITHUB_STEP_SUMMARY": str(folder / "job.md"),
+        "CONFIG": "partopt.toml",
+        "DATA": "",
+        "BUDGET": "",
+        "ARGS": "--no-latency",
+        "REF": "",
+        "BASE": str(folder / "base"),
+        "REATTACK": "false",
+        "SUMMARY": str(folder / "summary.md"),
+        "GITHUB_STEP_SUMMARY": str(folder / "job.md"),
         **env,
-    }  # fmt: skip
+    }
     return subprocess.run(
         ["bash", "-eo", "pipefail", "-c", step("Check")],
-        env=values, cwd=folder, capture_output=True, text=True,
-    )  # fmt: skip
+        env=values,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_settings_file_and_summary(fake):
     done = run(fake, DATA="my photos", BUDGET="standard")
     assert done.returncode == 0, done.stderr
     assert (fake / "args").read_text().splitlines() == [
-        "check", "--no-latency", "--data", "my photos", "--budget", "standard",
-        "--config", "partopt.toml", "--markdown", str(fake / "summary.md"), "--",
-    ]  # fmt: skip
+        "check",
+        "--no-latency",
+        "--data",
+        "my photos",
+        "--budget",
+        "standard",
+        "--config",
+        "partopt.toml",
+        "--markdown",
+        str(fake / "summary.md"),
+        "--",
+    ]
     assert (fake / "job.md").read_text() == "## verdict\n"
 
 
@@ -124,9 +142,12 @@ def test_the_base_is_checked_out_beside_the_change(tmp_path):
     git(work, "commit", "-qam", "change")
     for _ in range(2):  # a runner may be used again
         done = subprocess.run(
-            ["bash", "-eo", "pipefail", "-c", step("Policy")], cwd=work, capture_output=True,
-            text=True, env={"PATH": os.environ["PATH"], "REF": base, "BASE": str(tmp_path / "b")},
-        )  # fmt: skip
+            ["bash", "-eo", "pipefail", "-c", step("Policy")],
+            cwd=work,
+            capture_output=True,
+            text=True,
+            env={"PATH": os.environ["PATH"], "REF": base, "BASE": str(tmp_path / "b")},
+        )
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "b" / "partopt.toml").read_text() == "ssim = 0.2\n"
     assert (work / "partopt.toml").read_text() == "ssim = 0.99\n"

@@ -71,9 +71,18 @@ def test_sealed_values_come_back(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "\0" * 90, "{", "[1, 2]", "null", '{"shape": [1, 2]}', "[" * 5000,
-     json.dumps({"sha256": "0" * 64, "value": VALUE}), '{"sha256": 1, "value": 2, "more": 3}'],
-)  # fmt: skip
+    [
+        "",
+        "\0" * 90,
+        "{",
+        "[1, 2]",
+        "null",
+        '{"shape": [1, 2]}',
+        "[" * 5000,
+        json.dumps({"sha256": "0" * 64, "value": VALUE}),
+        '{"sha256": 1, "value": 2, "more": 3}',
+    ],
+)
 def test_anything_else_is_not_believed(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"it (is|has|cannot)|its digest"):

@@ -32,9 +32,13 @@ def leaky():
     return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1))
 """
 SMALL = Budget(
-    "quick", "screening", Split(64, 16, 24), 32, 20,
+    "quick",
+    "screening",
+    Split(64, 16, 24),
+    32,
+    20,
     {"linear": {"max_cells": 8000}, "decoder": {"epochs": 1, "width": 16, "narrowest": 8}},
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -239,7 +243,7 @@ def test_interrupt(here, capsys, monkeypatch):
 
 
 def test_an_interrupt_that_a_callback_swallows_ends_at_the_next_stage(here, monkeypatch):
-    def swallow(*a, watcher, **k):
+    def swallow(request, watcher):
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         watcher.stage("the next one")
@@ -299,9 +303,11 @@ def test_a_reader_that_goes_away_changes_nothing(here, arguments):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], stdout=writer, stderr=subprocess.PIPE,
+        [sys.executable, "-c", program, *arguments],
+        stdout=writer,
+        stderr=subprocess.PIPE,
         text=True,
-    )  # fmt: skip
+    )
     os.close(writer)
     assert done.returncode == 0
     assert done.stderr.endswith("code 0")

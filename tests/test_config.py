@@ -15,17 +15,42 @@ LATENCY = {"enclave": TIME, "handoff": TIME, "accelerator": TIME, "total": TIME}
 @pytest.fixture(scope="module")
 def sample() -> c.SplitConfig:
     row = c.CutRow(
-        name="a", aliases=[], stage=True, payload_bytes=4, head_flops=1, head_layers=1,
-        head_param_bytes=1, head_peak_activation_bytes=1, ssim_raw=0.3, score=0.1, low=0.0,
-        high=0.15, suffix_score=0.1, suffix_high=0.15, safe=True, status="safe", reason="",
-        attacks=[], latency_ms=c.Latency(**LATENCY),
-    )  # fmt: skip
+        name="a",
+        aliases=[],
+        stage=True,
+        payload_bytes=4,
+        head_flops=1,
+        head_layers=1,
+        head_param_bytes=1,
+        head_peak_activation_bytes=1,
+        ssim_raw=0.3,
+        score=0.1,
+        low=0.0,
+        high=0.15,
+        suffix_score=0.1,
+        suffix_high=0.15,
+        safe=True,
+        status="safe",
+        reason="",
+        attacks=[],
+        latency_ms=c.Latency(**LATENCY),
+    )
     return c.SplitConfig(
         model=c.ModelInfo(
-            spec="m", weights="w", weights_hash="0", random_weights=False, graph_hash="0",
-            traced_by="torch.fx", input_shape=[1, 3, 8, 8], input_dtype="float32",
+            spec="m",
+            weights="w",
+            weights_hash="0",
+            random_weights=False,
+            graph_hash="0",
+            traced_by="torch.fx",
+            input_shape=[1, 3, 8, 8],
+            input_dtype="float32",
             preprocessing=c.PreprocessingInfo(
-                input_size=8, resize=8, mean=[0.5] * 3, std=[0.5] * 3, interpolation="bilinear",
+                input_size=8,
+                resize=8,
+                mean=[0.5] * 3,
+                std=[0.5] * 3,
+                interpolation="bilinear",
                 source="given",
             ),
         ),
@@ -33,10 +58,20 @@ def sample() -> c.SplitConfig:
         latency_ms=None,
         full_enclave_ms=TIME,
         privacy=c.Privacy(
-            threshold=0.2, scale="corrected", rule="r", budget="quick", evidence="screening",
+            threshold=0.2,
+            scale="corrected",
+            rule="r",
+            budget="quick",
+            evidence="screening",
             floor=0.2,
-            floor_p95=0.3, ssim="s", resolution=8, data="d", data_hash="0", images={"test": 1},
-            skipped=[], attackers=[],
+            floor_p95=0.3,
+            ssim="s",
+            resolution=8,
+            data="d",
+            data_hash="0",
+            images={"test": 1},
+            skipped=[],
+            attackers=[],
         ),
         cuts=[row],
         search=c.Search(
@@ -45,7 +80,7 @@ def sample() -> c.SplitConfig:
         seed=0,
         versions={},
         warnings=[],
-    )  # fmt: skip
+    )
 
 
 def test_round_trip_with_stable_order(sample, tmp_path):

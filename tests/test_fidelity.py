@@ -163,10 +163,28 @@ def spectrum(self, x):
 
 
 FOLLOWED = [
-    slices, whole_slice, rolled, view, view_that_never_fires, chunks, list_of_chunks,
-    copied_into_view, put, out_argument, alias, same_tensor, overwritten_input, sizes_in_place,
-    class_index, optional, type_test, counter, twice, attributes, spectrum,
-]  # fmt: skip
+    slices,
+    whole_slice,
+    rolled,
+    view,
+    view_that_never_fires,
+    chunks,
+    list_of_chunks,
+    copied_into_view,
+    put,
+    out_argument,
+    alias,
+    same_tensor,
+    overwritten_input,
+    sizes_in_place,
+    class_index,
+    optional,
+    type_test,
+    counter,
+    twice,
+    attributes,
+    spectrum,
+]
 
 
 def holds(model, size=16):

@@ -155,9 +155,11 @@ def test_every_bad_picture_is_skipped_by_name(store):
     assert images.split.total == 12
     skipped = "; ".join(images.skipped)
     for name, why in (
-        ("empty.png", "no picture"), ("torn.png", ""), ("float.tif", "float values"),
+        ("empty.png", "no picture"),
+        ("torn.png", ""),
+        ("float.tif", "float values"),
         ("bomb.png", ""),
-    ):  # fmt: skip
+    ):
         assert f"{name} (" in skipped
         assert why in skipped
 

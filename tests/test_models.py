@@ -86,8 +86,11 @@ def test_default_weights_load_as_torchvision_loads_them(tmp_path, monkeypatch):
         donor = tv.get_model(name, weights=None, **extra)
         state = donor.state_dict()
         if name == "densenet121":  # as published, with the old names
-            state = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", k): v
-                     for k, v in state.items() if "num_batches" not in k}  # fmt: skip
+            state = {
+                re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", k): v
+                for k, v in state.items()
+                if "num_batches" not in k
+            }
             assert any(".norm.1." in k for k in state)
         url = tv.get_model_weights(name).DEFAULT.url
         hub = tmp_path / "checkpoints"
@@ -135,9 +138,13 @@ def test_a_dictionary_that_was_chosen_is_taken_again_from_a_file_of_that_name(tm
     chosen = load_model("squeezenet1_1", weights=f"{path}#model", input_size=64)
     assert chosen.weights == "file: w.pth#model"
     stored = SimpleNamespace(
-        spec="squeezenet1_1", weights=chosen.weights, random_weights=False,
-        preprocessing=chosen.preprocessing, concrete_args={}, leaf_modules=[],
-    )  # fmt: skip
+        spec="squeezenet1_1",
+        weights=chosen.weights,
+        random_weights=False,
+        preprocessing=chosen.preprocessing,
+        concrete_args={},
+        leaf_modules=[],
+    )
     config = SimpleNamespace(model=stored, seed=0)
     assert load_stored(config, weights=str(path)).weights_hash == raw.weights_hash
     other = tmp_path / "other.pth"

@@ -17,10 +17,14 @@ from partopt.pixels import read, rgb
 TWIN = dead_leaves(1, 24, seed=4)[0].transpose(1, 2, 0)[:, :16].copy()  # 24 high, 16 wide
 GREY = TWIN[..., 1]
 TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 def encoded(image: Image.Image, kind: str, **how) -> io.BytesIO:
@@ -203,12 +207,22 @@ def test_the_first_of_several_frames():
 @pytest.mark.parametrize(
     "error",
     [
-        IndexError("index"), KeyError("k"), struct.error("short"), zlib.error("-3"),
-        OverflowError("big"), AttributeError("none"), AssertionError(), RecursionError("deep"),
-        EOFError(), TypeError("t"), SyntaxError("bad"), OSError("truncated"), UserWarning("w"),
+        IndexError("index"),
+        KeyError("k"),
+        struct.error("short"),
+        zlib.error("-3"),
+        OverflowError("big"),
+        AttributeError("none"),
+        AssertionError(),
+        RecursionError("deep"),
+        EOFError(),
+        TypeError("t"),
+        SyntaxError("bad"),
+        OSError("truncated"),
+        UserWarning("w"),
         UnicodeDecodeError("ascii", b"x", 0, 1, "bad"),
     ],
-)  # fmt: skip
+)
 def test_whatever_a_decoder_raises_is_a_bad_image(error, monkeypatch):
     def broken(self):
         raise error

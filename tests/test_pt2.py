@@ -52,14 +52,18 @@ def saved(tmp_path):
         (net(1), (image(1, 1, 32, 32),), {}, r"takes images of shape \(1, 1, 32, 32\)"),
         (net(4), (image(1, 4, 32, 32),), {}, r"takes images of shape \(1, 4, 32, 32\)"),
         (net().half(), (image(1, 3, 32, 32).half(),), {}, "takes float16 of shape"),
-        (nn.Sequential(nn.Embedding(9, 4)), (torch.zeros(1, 8, dtype=torch.long),), {},
-         r"takes int64 of shape \(1, 8\)"),
+        (
+            nn.Sequential(nn.Embedding(9, 4)),
+            (torch.zeros(1, 8, dtype=torch.long),),
+            {},
+            r"takes int64 of shape \(1, 8\)",
+        ),
         (net(), (image(1, 3, 8, 8),), {}, "images of 8x8, and a side must have 16 to 4096"),
         (ByName(), (), {"image": image(1, 3, 32, 32)}, "takes the keyword arguments image"),
         (ByKey(), ({"image": image(1, 3, 32, 32)},), {}, "takes a dict of 1"),
         (Two(), (image(1, 3, 32, 32), image(1, 3, 32, 32)), {}, "takes 2 inputs"),
     ],
-)  # fmt: skip
+)
 def test_other_inputs_are_refused_at_load(saved, module, args, kwargs, words):
     with pytest.raises(UsageError, match=words):
         load_model(saved(module, *args, **kwargs), trust_model=True)

@@ -9,13 +9,29 @@ from partopt.splitting import capture, split
 
 # One small-input variant of every architecture family of torchvision's classification zoo.
 FAMILIES = {
-    "alexnet": 64, "convnext_tiny": 32, "densenet121": 32, "efficientnet_b0": 32,
-    "efficientnet_v2_s": 32, "googlenet": 32, "inception_v3": 96, "maxvit_t": 224,
-    "mnasnet0_5": 32, "mobilenet_v2": 32, "mobilenet_v3_small": 32, "regnet_x_400mf": 32,
-    "regnet_y_400mf": 32, "resnet18": 32, "resnext50_32x4d": 32, "shufflenet_v2_x0_5": 32,
-    "squeezenet1_1": 64, "swin_t": 64, "swin_v2_t": 64, "vgg11_bn": 32, "vit_b_32": 224,
+    "alexnet": 64,
+    "convnext_tiny": 32,
+    "densenet121": 32,
+    "efficientnet_b0": 32,
+    "efficientnet_v2_s": 32,
+    "googlenet": 32,
+    "inception_v3": 96,
+    "maxvit_t": 224,
+    "mnasnet0_5": 32,
+    "mobilenet_v2": 32,
+    "mobilenet_v3_small": 32,
+    "regnet_x_400mf": 32,
+    "regnet_y_400mf": 32,
+    "resnet18": 32,
+    "resnext50_32x4d": 32,
+    "shufflenet_v2_x0_5": 32,
+    "squeezenet1_1": 64,
+    "swin_t": 64,
+    "swin_v2_t": 64,
+    "vgg11_bn": 32,
+    "vit_b_32": 224,
     "wide_resnet50_2": 32,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -40,8 +40,13 @@ def net(tmp_path, monkeypatch):
 def test_text_becomes_values():
     made = Tracing.parse("mask=None, flag=false,n=3,x=-1.5,word=mean,quoted='none'", " a.B,C ")
     assert dict(made.concrete_args) == {
-        "mask": None, "flag": False, "n": 3, "x": -1.5, "word": "mean", "quoted": "none",
-    }  # fmt: skip
+        "mask": None,
+        "flag": False,
+        "n": 3,
+        "x": -1.5,
+        "word": "mean",
+        "quoted": "none",
+    }
     assert made.leaf_modules == ("a.B", "C")
     assert Tracing.parse(None, None) == Tracing()
 
@@ -76,12 +81,30 @@ def test_the_command_line_takes_both(net, capsys):
 
 def test_they_are_stored_and_used_again(net, tmp_path, monkeypatch):
     monkeypatch.setitem(
-        BUDGETS, "quick",
+        BUDGETS,
+        "quick",
         Budget("quick", "screening", Split(24, 8, 8), 32, 4, {"linear": {"max_cells": 2000}}),
-    )  # fmt: skip
-    arguments = ["--input-size", "32", "--cuts", "a", "--attackers", "linear", "--budget", "quick",
-                 "--repetitions", "2", "--ssim", "1", "--resolution", "16", "--enclave", "native",
-                 "--storage", str(tmp_path / "s.journal")]  # fmt: skip
+    )
+    arguments = [
+        "--input-size",
+        "32",
+        "--cuts",
+        "a",
+        "--attackers",
+        "linear",
+        "--budget",
+        "quick",
+        "--repetitions",
+        "2",
+        "--ssim",
+        "1",
+        "--resolution",
+        "16",
+        "--enclave",
+        "native",
+        "--storage",
+        str(tmp_path / "s.journal"),
+    ]
     out = tmp_path / "n.split.json"
     given = ["--concrete-args", "twice=false", "--weights", "none"]
     assert run(["find", "--model", net, *arguments, *given, "--out", str(out)]) == 0
@@ -92,12 +115,18 @@ def test_they_are_stored_and_used_again(net, tmp_path, monkeypatch):
 
 def test_old_split_configs_have_neither():
     fields = {
-        "spec": "m", "weights": "w", "weights_hash": "0", "random_weights": False,
-        "graph_hash": "0", "traced_by": "torch.fx", "input_shape": [1], "input_dtype": "float32",
+        "spec": "m",
+        "weights": "w",
+        "weights_hash": "0",
+        "random_weights": False,
+        "graph_hash": "0",
+        "traced_by": "torch.fx",
+        "input_shape": [1],
+        "input_dtype": "float32",
         "preprocessing": PreprocessingInfo(
             input_size=1, resize=1, mean=[0], std=[1], interpolation="bilinear", source="s"
         ),
-    }  # fmt: skip
+    }
     info = ModelInfo(**fields)
     assert (info.concrete_args, info.leaf_modules) == ({}, [])
     kept = ModelInfo(**fields, concrete_args={"a": None, "b": True, "c": 1, "d": 1.5, "e": "x"})

@@ -129,8 +129,11 @@ def test_tied_parameters_are_known_when_cuts_are_listed():
 
     shared = {c.name: c.shared for c in trace(Net().eval(), X).cuts()}
     assert shared == {
-        "mean": (), "a": ("a.weight",), "b": ("a.weight",), "relu": ("a.weight",),
-    }  # fmt: skip
+        "mean": (),
+        "a": ("a.weight",),
+        "b": ("a.weight",),
+        "relu": ("a.weight",),
+    }
 
 
 def test_complex_boundaries_are_told():

@@ -70,10 +70,17 @@ def same(module: nn.Module, wanted: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize(
     "prefix",
     [
-        "", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.",
-        "_fsdp_wrapped_module.", "module.model.backbone.",
+        "",
+        "_orig_mod.",
+        "module.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "model.",
+        "net.",
+        "_fsdp_wrapped_module.",
+        "module.model.backbone.",
     ],
-)  # fmt: skip
+)
 def test_prefixes_are_stripped_where_all_names_fit_without(tmp_path, prefix):
     module, done = loaded({"state_dict": before(prefix, state())}, tmp_path)
     assert same(module, state())
@@ -116,12 +123,16 @@ def test_a_prefix_before_some_names_only_is_not_stripped(tmp_path):
         lambda s: {"model": {"state_dict": s}},
         lambda s: {"model_state_dict": s, "loss": torch.tensor(0.1)},
         lambda s: {"model": s, "optimizer": {"state": {0: {"step": torch.tensor(1)}}}},
-        lambda s: {"state_dict": before("model.", s), "pytorch-lightning_version": "2.0",
-                   "callbacks": {}, "hyper_parameters": {"lr": 0.1}},
+        lambda s: {
+            "state_dict": before("model.", s),
+            "pytorch-lightning_version": "2.0",
+            "callbacks": {},
+            "hyper_parameters": {"lr": 0.1},
+        },
         lambda s: OrderedDict(before("module.", s)),
         lambda s: {"state_dict": s, "scaler": {"scale": 2.0}, "ema": None},
     ],
-)  # fmt: skip
+)
 def test_the_models_dictionary_is_found(tmp_path, wrap):
     module, _ = loaded(wrap(state()), tmp_path)
     assert same(module, state())
@@ -130,11 +141,15 @@ def test_the_models_dictionary_is_found(tmp_path, wrap):
 @pytest.mark.parametrize(
     ("raw", "average"),
     [
-        ("model", "ema"), ("state_dict", "state_dict_ema"), ("model", "model_ema"),
-        ("params", "params_ema"), ("state_dict", "ema_state_dict"), ("model", "modelEma"),
+        ("model", "ema"),
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("params", "params_ema"),
+        ("state_dict", "ema_state_dict"),
+        ("model", "modelEma"),
         ("g", "g_ema"),
     ],
-)  # fmt: skip
+)
 def test_an_average_is_taken_and_said_and_the_other_can_be_named(tmp_path, raw, average):
     content = {raw: state(1), average: before("module.", state(2)), "epoch": 5}
     module, done = loaded(content, tmp_path)
@@ -207,8 +222,11 @@ def test_tied_tensors_are_satisfied_by_their_mates(tmp_path):
     with pytest.raises(WeightsError, match=r"1 not tied as in the model \(first: dec.weight\)"):
         loaded(untied, tmp_path, module=Tied())
     with pytest.raises(WeightsError, match="2 tensors are missing"):
-        loaded({n: t for n, t in state(5, Tied).items() if n[:3] in ("b.w", "c.w", "enc")},
-               tmp_path, module=Tied())  # fmt: skip
+        loaded(
+            {n: t for n, t in state(5, Tied).items() if n[:3] in ("b.w", "c.w", "enc")},
+            tmp_path,
+            module=Tied(),
+        )
 
 
 def test_counters_may_be_left_out_and_nothing_else(tmp_path):

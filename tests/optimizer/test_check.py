@@ -45,9 +45,13 @@ POLICY = Policy(input_size=32, cuts="all")
 check = partial(check_module.check, policy=POLICY)
 load_images = cache(prepare_module.load_images)  # images are generated once
 SMALL = Budget(
-    "quick", "screening", Split(64, 16, 24), 32, 20,
+    "quick",
+    "screening",
+    Split(64, 16, 24),
+    32,
+    20,
     {"linear": {"max_cells": 8000}, "decoder": {"epochs": 1, "width": 16, "narrowest": 8}},
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +101,13 @@ def test_unchanged_inputs_hold_without_an_attack(here):
     assert result.exit_code == 0
     assert result.found.config.search.trials_run == 0
     assert outcomes(result) == {
-        "graph": "holds", "weights": "holds", "policy": "holds", "privacy": "holds",
-        "latency": "skipped", "best cut": "holds",
-    }  # fmt: skip
+        "graph": "holds",
+        "weights": "holds",
+        "policy": "holds",
+        "privacy": "holds",
+        "latency": "skipped",
+        "best cut": "holds",
+    }
 
 
 def test_latency_is_a_ratio_of_the_same_run(here):
@@ -288,10 +296,22 @@ def test_every_term_of_the_settings_reaches_the_check(here, tmp_path, monkeypatc
         lambda path, request, _: seen.append(request.policy) or CheckResult(path.name, "m", "c"),
     )
     said = {
-        "protocol": "strict", "ssim": 0.1, "budget": "full", "resolution": 64, "scale": "raw",
-        "attackers": ["linear"], "cuts": ["a", "b"], "max_cuts": 5, "depth": 2, "tune": 3,
-        "seed": 4, "mean": [0.1], "std": [0.2], "input_size": 32, "trust_stored": True,
-    }  # fmt: skip
+        "protocol": "strict",
+        "ssim": 0.1,
+        "budget": "full",
+        "resolution": 64,
+        "scale": "raw",
+        "attackers": ["linear"],
+        "cuts": ["a", "b"],
+        "max_cuts": 5,
+        "depth": 2,
+        "tune": 3,
+        "seed": 4,
+        "mean": [0.1],
+        "std": [0.2],
+        "input_size": 32,
+        "trust_stored": True,
+    }
     of_models = ("mean", "std", "input_size")
     top = [f"{n} = {json.dumps(v)}" for n, v in said.items() if n not in of_models]
     own = [f"{n} = {json.dumps(said[n])}" for n in of_models]

@@ -15,12 +15,16 @@ from partopt.optimizer.policy import Policy
 pytestmark = pytest.mark.shared_data
 
 SMALL = Budget(
-    "quick", "screening", Split(160, 32, 48), 64, 100,
+    "quick",
+    "screening",
+    Split(160, 32, 48),
+    64,
+    100,
     {
         "linear": {"max_cells": 20_000, "max_terms": 1300},
         "decoder": {"epochs": 2, "width": 32, "narrowest": 16, "blocks": 1, "batch": 8},
     },
-)  # fmt: skip
+)
 CUTS = ["features.3", "features.16", "features.18"]
 
 

@@ -38,17 +38,27 @@ def get(url: str) -> dict:
 @pytest.mark.skipif(not Path(PROGRAM).exists(), reason="extra [dashboard] is not installed")
 def test_trials_and_reconstructions_are_shown(tiny_loaded, monkeypatch):
     budget = replace(
-        BUDGETS["quick"], split=Split(48, 12, 16), resolution=32, minimum_images=20,
+        BUDGETS["quick"],
+        split=Split(48, 12, 16),
+        resolution=32,
+        minimum_images=20,
         settings={"linear": {"max_cells": 4000}},
-    )  # fmt: skip
+    )
     monkeypatch.setitem(BUDGETS, "quick", budget)
     result = find(tiny_loaded, repetitions=1)
     port = free_port()
     server = subprocess.Popen(
-        [PROGRAM, str(cache_dir("studies") / "partopt.journal"), "--port", str(port),
-         "--artifact-dir", str(cache_dir("artifacts"))],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            PROGRAM,
+            str(cache_dir("studies") / "partopt.journal"),
+            "--port",
+            str(port),
+            "--artifact-dir",
+            str(cache_dir("artifacts")),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         base = f"http://127.0.0.1:{port}"
         for _ in range(100):

@@ -24,9 +24,12 @@ from partopt.reporting.report import verdict
 @pytest.fixture
 def small(monkeypatch):
     budget = replace(
-        PUBLISHED_BUDGETS["quick"], split=Split(48, 8, 16), resolution=32, minimum_images=20,
+        PUBLISHED_BUDGETS["quick"],
+        split=Split(48, 8, 16),
+        resolution=32,
+        minimum_images=20,
         settings={"cgan": {"epochs": 1, "width": 16}},
-    )  # fmt: skip
+    )
     monkeypatch.setitem(protocols.PUBLISHED_BUDGETS, "quick", budget)
 
 
@@ -65,9 +68,14 @@ def test_unknown_protocol():
 
 def test_the_mean_alone_counts():
     attack = Attack(
-        attacker="cgan", settings="", outcome="full budget", score=0.19, low=0.15, high=0.23,
+        attacker="cgan",
+        settings="",
+        outcome="full budget",
+        score=0.19,
+        low=0.15,
+        high=0.23,
         ssim_raw=0.19,
-    )  # fmt: skip
+    )
 
     def safe(interval):
         found = {(0, "cgan"): Evidence.of(attack, "raw", interval)}
@@ -117,8 +125,14 @@ def test_strict_is_the_default_and_minds_the_upper_end_of_the_interval(tiny_load
     monkeypatch.setitem(BUDGETS, "quick", few)
 
     def found_at(threshold):
-        result = find(tiny_loaded, ssim=threshold, scale="raw", cuts=["late.2"],
-                      attackers=["linear"], repetitions=1)  # fmt: skip
+        result = find(
+            tiny_loaded,
+            ssim=threshold,
+            scale="raw",
+            cuts=["late.2"],
+            attackers=["linear"],
+            repetitions=1,
+        )
         return result, result.config.cuts[0]
 
     above, row = found_at(0.99)

@@ -31,9 +31,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 @pytest.fixture
 def result(tiny_loaded, monkeypatch) -> SplitConfig:
     budget = replace(
-        BUDGETS["quick"], split=Split(64, 16, 24), resolution=32, minimum_images=20,
+        BUDGETS["quick"],
+        split=Split(64, 16, 24),
+        resolution=32,
+        minimum_images=20,
         settings={"linear": {"max_cells": 8000}, "decoder": {"epochs": 1, "width": 16}},
-    )  # fmt: skip
+    )
     monkeypatch.setitem(BUDGETS, "quick", budget)
     return find(tiny_loaded, repetitions=2, command="partopt find --model tiny").config
 
@@ -83,10 +86,13 @@ def nothing_steers(changed: SplitConfig) -> None:
     changed.warnings.append(evil)
     check = CheckResult(evil, evil, evil)
     texts = [
-        html(changed), markdown(changed), as_csv(changed),
+        html(changed),
+        markdown(changed),
+        as_csv(changed),
         *(text for row in rows(changed, changed) for text in row),
-        checks.markdown([check]), checks.junit([check]),
-    ]  # fmt: skip
+        checks.markdown([check]),
+        checks.junit([check]),
+    ]
     for text in texts:
         assert not set("\x1b\x07\u202e") & set(text)
     assert r"a\x1b[2J\u202eb$x$\x07</td>" in texts[0]
@@ -168,11 +174,20 @@ def test_in_a_real_browser(result, tmp_path, width, dark):
     probe = tmp_path / "probe.html"
     probe.write_text(PROBE.format(width=width, page=base64.b64encode(page).decode()))
     flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,1000",
-        "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom",
-    ]  # fmt: skip
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1600,1000",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=8000",
+        "--dump-dom",
+    ]
     if dark:
         flags.append("--blink-settings=preferredColorScheme=0")
     done = subprocess.run(

@@ -17,46 +17,103 @@ def time(ms: float, backend: str = "native") -> c.Time:
 
 def config(backend: str = "native", **changes) -> c.SplitConfig:
     parts = {
-        "enclave": time(3, backend), "handoff": time(1), "accelerator": time(4, "cpu"),
+        "enclave": time(3, backend),
+        "handoff": time(1),
+        "accelerator": time(4, "cpu"),
         "total": time(8, backend),
-    }  # fmt: skip
+    }
     row = c.CutRow(
-        name="late", aliases=[], stage=True, payload_bytes=4, head_flops=1, head_layers=1,
-        head_param_bytes=1, head_peak_activation_bytes=1, ssim_raw=0.3, score=0.06, low=0.05,
-        high=0.07, suffix_score=0.1, suffix_high=0.11, safe=True, status="screened", reason="",
-        attacks=[], latency_ms=c.Latency(**parts),
-    )  # fmt: skip
+        name="late",
+        aliases=[],
+        stage=True,
+        payload_bytes=4,
+        head_flops=1,
+        head_layers=1,
+        head_param_bytes=1,
+        head_peak_activation_bytes=1,
+        ssim_raw=0.3,
+        score=0.06,
+        low=0.05,
+        high=0.07,
+        suffix_score=0.1,
+        suffix_high=0.11,
+        safe=True,
+        status="screened",
+        reason="",
+        attacks=[],
+        latency_ms=c.Latency(**parts),
+    )
     made = c.SplitConfig(
         model=c.ModelInfo(
-            spec="net", weights="w", weights_hash="0", random_weights=False, graph_hash="0",
-            traced_by="torch.fx", input_shape=[1, 3, 8, 8], input_dtype="float32",
+            spec="net",
+            weights="w",
+            weights_hash="0",
+            random_weights=False,
+            graph_hash="0",
+            traced_by="torch.fx",
+            input_shape=[1, 3, 8, 8],
+            input_dtype="float32",
             preprocessing=c.PreprocessingInfo(
-                input_size=8, resize=8, mean=[0.5] * 3, std=[0.5] * 3, interpolation="bilinear",
+                input_size=8,
+                resize=8,
+                mean=[0.5] * 3,
+                std=[0.5] * 3,
+                interpolation="bilinear",
                 source="given",
             ),
         ),
         cut=c.CutInfo(
-            name="late", boundary=[], aliases=[], payload_bytes=4, head_flops=620_000_000,
-            tail_flops=380_000_000, head_param_bytes=1, head_peak_activation_bytes=1,
+            name="late",
+            boundary=[],
+            aliases=[],
+            payload_bytes=4,
+            head_flops=620_000_000,
+            tail_flops=380_000_000,
+            head_param_bytes=1,
+            head_peak_activation_bytes=1,
         ),
         latency_ms=c.ChosenLatency(
-            **parts, full_enclave=time(7, backend), full_accelerator=time(6, "cpu"), threads=1,
-            batch=1, repetitions=1,
+            **parts,
+            full_enclave=time(7, backend),
+            full_accelerator=time(6, "cpu"),
+            threads=1,
+            batch=1,
+            repetitions=1,
         ),
         full_enclave_ms=time(7, backend),
         privacy=c.Privacy(
-            threshold=0.2, scale="corrected", rule="r", budget="quick", evidence="screening",
-            floor=0.2, floor_p95=0.3, ssim="s", resolution=8, data="d", data_hash="0",
-            images={"test": 1}, skipped=[], attackers=[], score=0.06, low=0.05, high=0.07,
+            threshold=0.2,
+            scale="corrected",
+            rule="r",
+            budget="quick",
+            evidence="screening",
+            floor=0.2,
+            floor_p95=0.3,
+            ssim="s",
+            resolution=8,
+            data="d",
+            data_hash="0",
+            images={"test": 1},
+            skipped=[],
+            attackers=[],
+            score=0.06,
+            low=0.05,
+            high=0.07,
             suffix_high=0.13,
         ),
         cuts=[row],
         search=c.Search(
-            trials_run=1, trials_reused=0, image_steps=1, attack_seconds=1.0, study="s",
+            trials_run=1,
+            trials_reused=0,
+            image_steps=1,
+            attack_seconds=1.0,
+            study="s",
             storage="j",
         ),
-        seed=0, versions={}, warnings=[],
-    )  # fmt: skip
+        seed=0,
+        versions={},
+        warnings=[],
+    )
     return made.model_copy(update=changes)
 
 
@@ -83,11 +140,14 @@ def test_a_result_of_an_older_version_takes_the_largest_from_its_row():
     ("what", "said", "unsaid"),
     [
         ("split", ["Cut", "8.0 ms against 7.0 ms"], ["say nothing of a deployment"]),
-        ("not compared", ["leaves 38% of the work (380 of 1000 MFLOP)",
-                          "say nothing of a deployment"], ["ms against", "the speed"]),
+        (
+            "not compared",
+            ["leaves 38% of the work (380 of 1000 MFLOP)", "say nothing of a deployment"],
+            ["ms against", "the speed"],
+        ),
         ("do not split", ["Do not split", "late"], ["Cut after", "the speed"]),
     ],
-)  # fmt: skip
+)
 def test_the_headline_says_what_is_recommended(what, said, unsaid):
     made = config(recommendation=what)
     headline = shown(made).partition("cut (last in enclave)")[0]
