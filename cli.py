@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ from .console import (
     tell_notices,
     written,
 )
+from .errors import nearest
 from .options import (
     Accelerator,
     Budget,
@@ -573,7 +575,7 @@ def _failed(error: Exception, debug: bool) -> int:
     from .errors import PartoptError
 
     if hasattr(error, "format_message"):  # usage errors of typer (or of the click it wraps)
-        text = str(error.format_message())
+        text = _usage(error)
         if type(error).__name__ == "NoArgsIsHelpError":
             err.print(text, highlight=False, markup=False)
         else:
@@ -599,6 +601,18 @@ def _failed(error: Exception, debug: bool) -> int:
         return 1
     _say(f"{type(error).__name__}: {first} (this is a bug; --debug shows where)")
     return 1
+
+
+def _usage(error: Any) -> str:
+    """What typer found wrong, a word that is none of those allowed said as we say it elsewhere."""
+    text = str(error.format_message())
+    found = re.search(r"'(.*)' is not one of (.*?)\.?$", text)
+    parameter = getattr(error, "param", None)
+    if found is None or parameter is None:
+        return text
+    name = (parameter.opts[0] if parameter.opts else str(parameter.name)).lstrip("-")
+    allowed = found[2].replace("'", "").split(", ")
+    return f"`{name}` got {found[1]!r}{nearest(found[1], allowed)}; use {', '.join(allowed)}"
 
 
 def _say(message: str) -> None:

@@ -164,7 +164,7 @@ def pictures_in(folder: str | Path, preprocessing: Preprocessing, most: int) -> 
     """The first images of a folder by name, uint8 (N, 3, S, S) at the model's input size S.
 
     Raises:
-        UsageError: `folder` is none, or holds no image.
+        UsageError: `folder` is no folder, or holds no image.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -20,7 +20,7 @@ def writable(path: Path, argument: str, *, replaced: bool = True) -> Path:
         `path`.
 
     Raises:
-        UsageError: It is a folder, or its folder is none, cannot be made or cannot be written to.
+        UsageError: It is a folder, or its folder cannot be made or written to.
     """
     try:
         if path.is_dir():

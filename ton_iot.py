@@ -155,7 +155,7 @@ def read(folder: Path, shares: tuple[float, float, float], seed: int = 0) -> Tel
         seed: Decides which block goes where.
 
     Raises:
-        UsageError: `folder` is none, or pandas is not installed.
+        UsageError: `folder` is no folder, or pandas is not installed.
         DataError: No telemetry file in it, no usable row, or dates of unknown order.
     """
     if not folder.is_dir():

@@ -2,7 +2,7 @@
 
 Nothing of the split config that decides is believed: the terms come from a `Policy`, evidence from
 attacks, or from what this machine stored of its own. Only on an explicit word do the config's
-figures count, and then only where they are those of the terms.
+numbers count, and then only where they are those of the terms.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _foreign(checked: Checked) -> list[str]:
 def stored_evidence(
     result: CheckResult, config: SplitConfig, terms: Terms, deployed: str
 ) -> set[str]:
-    """Apply the rule to the stored figures, on an explicit word; stored verdicts never count."""
+    """Apply the rule to the stored scores, on an explicit word; stored verdicts never count."""
     protocol = terms.protocol
     evidence = {
         (i, a.attacker): Evidence.of(a, protocol.scale, protocol.interval)

@@ -31,7 +31,7 @@ class Policy:
 
     Attributes:
         source: Who said it, for messages.
-        trust_stored: Whether the config's own figures may stand for an attack.
+        trust_stored: Whether the config's own scores may stand for an attack.
         model, weights, data: As for `find`.
     """
 

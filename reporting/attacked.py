@@ -13,7 +13,7 @@ from ..optimizer.single import CutAttack
 
 
 def as_dict(found: CutAttack) -> dict[str, Any]:
-    """All figures as plain values, without the pictures."""
+    """Everything measured, as plain values, without the pictures."""
     results = [
         {
             "attacker": r.attacker,

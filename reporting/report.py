@@ -206,11 +206,11 @@ def markdown(config: SplitConfig) -> str:
         chosen = config.cut is not None and row.name == config.cut.name
         name = "`" + row.name.replace("`", "'").replace("|", "\\|") + "`"
         name = f"**{name}**" if chosen else name
-        figures = [lat.enclave.ms, lat.handoff.ms, lat.accelerator.ms, lat.total.ms]
+        times = [lat.enclave.ms, lat.handoff.ms, lat.accelerator.ms, lat.total.ms]
         interval = "-" if row.low is None else f"{row.low:.2f}-{row.high:.2f}"
         cells = [
             name,
-            *(f"{f:.2f}" for f in figures),
+            *(f"{f:.2f}" for f in times),
             human_bytes(row.payload_bytes),
             _number(row.ssim_raw),
             _number(row.score),

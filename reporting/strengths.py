@@ -16,7 +16,7 @@ from .charts import INK, RED, SERIES, legend_of, new_figure, to_png, to_svg
 
 
 def as_dict(found: Strength) -> dict[str, Any]:
-    """All figures as plain values."""
+    """Everything measured, as plain values."""
     return {**asdict(found), "rising": found.rising}
 
 

@@ -257,7 +257,7 @@ def _notes(config: SplitConfig) -> Text:
 
 
 def render_graph(graph: LayerGraph, cuts: list[Cut]) -> Table:
-    """The cuts of a model and their figures, without attacks."""
+    """The cuts of a model and what each costs, without attacks."""
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     table.add_column("cut (last in enclave)", no_wrap=True)
     columns = ("tensors", "payload", "head GFLOP", "share", "head params", "head peak", "layers")

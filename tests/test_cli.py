@@ -243,7 +243,7 @@ def test_interrupt(here, capsys, monkeypatch):
 
 
 def test_an_interrupt_that_a_callback_swallows_ends_at_the_next_stage(here, monkeypatch):
-    def swallow(*a, watcher, **k):
+    def swallow(request, watcher):
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         watcher.stage("the next one")

@@ -106,10 +106,14 @@ def test_the_whole_study(study, tmp_path):
 def test_a_point_goes_by_number_or_name():
     graph = load_model("resnet18", weights="none", input_size=32).trace()
     points = graph.cuts("paper")
-    assert module._pick(graph, points, "layer2") == module._pick(graph, points, "3") == points[2:3]
+    assert (
+        module._points_wanted(graph, points, "layer2")
+        == module._points_wanted(graph, points, "3")
+        == points[2:3]
+    )
     for wrong in ("9", "0", "layer1.0"):
         with pytest.raises(UsageError, match="`cut` got"):
-            module._pick(graph, points, wrong)
+            module._points_wanted(graph, points, wrong)
 
 
 def test_what_cannot_be_reproduced():
