@@ -1,4 +1,5 @@
 # Two commands do all the set-up: `make find` runs the main job, `make test` passes the tests.
+# `make help` lists all.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,29 +7,53 @@ MODEL ?= efficientnet_b0
 SSIM ?= 0.2
 ARGS ?=
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+DOCS_STAMP := $(STAMP)-docs
+COVERAGE_STAMP := $(STAMP)-coverage
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+# Percent of lines that the tests of `make coverage` run, and which tests these are; all: COVERED=tests
+FLOOR ?= 60
+COVERED ?= tests
+# Where PyTorch for the CPU is, for versions that constraints.txt does not name.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: find test test-slow mutants lint bench clean
+.PHONY: help find test test-slow test-minimum coverage mutants lint docs bench clean
 
-find: $(STAMP)
+help: ## lists these
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+find: $(STAMP) ## sets up .venv; partopt find --model MODEL --ssim SSIM
 	$(BIN)/partopt find --model $(MODEL) --ssim $(SSIM) $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) ## sets up .venv; the test suite
 	$(BIN)/python -m pytest
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) ## tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
-# Puts each fault of tests/mutants/faults.toml into a copy and names those that no test notices.
-mutants: $(STAMP)
+# torch by its exact version from its own index first; uv then takes the least of everything else.
+test-minimum: ## the suite with the least versions that pyproject.toml declares, in .cache/minimum
+	$(PYTHON) -m venv .cache/minimum
+	.cache/minimum/bin/python -m pip install -q --disable-pip-version-check uv
+	. .cache/minimum/bin/activate && uv pip install --index $(TORCH_INDEX) --index-strategy unsafe-best-match \
+	    --resolution lowest-direct -e '.[test,timm,report,dashboard,ton-iot]'
+	.cache/minimum/bin/python -m pytest
+
+mutants: $(STAMP) ## does a test notice each fault of tests/mutants/faults.toml? ARGS=WORD for some
 	$(BIN)/python tests/mutants/run.py $(ARGS)
 
-lint: $(STAMP)
+coverage: $(COVERAGE_STAMP) ## the suite with coverage, at least FLOOR percent; COVERED=tests/... for a part
+	$(BIN)/python -m pytest --cov=partopt --cov-report=term:skip-covered --cov-fail-under=$(FLOOR) $(COVERED)
+
+docs: $(DOCS_STAMP) ## the documentation in build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p .cache/lint && ln -sfn $(CURDIR) .cache/lint/partopt
 	MYPYPATH=.cache/lint $(BIN)/mypy -p partopt --exclude '/(tests|benchmarks|build|\.venv|\.cache)/'
 
-bench: $(STAMP)
+bench: $(STAMP) ## benchmarks: ratios within one run
 	$(BIN)/python benchmarks/profiling.py
 	$(BIN)/python benchmarks/search.py
 
@@ -37,12 +62,21 @@ bench: $(STAMP)
 $(STAMP):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "partopt needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt numpy pillow
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps torchvision
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,timm,report,dashboard,ton-iot]'
+	$(PIP) torch
+	$(PIP) numpy pillow
+	$(PIP) --no-deps torchvision
+	$(PIP) -e '.[dev,timm,report,dashboard,ton-iot]'
 	rm -f $(VENV)/.installed-*
 	touch $@
 
-clean:
+# Tools of one target each, which the others need not wait for.
+$(DOCS_STAMP): $(STAMP)
+	$(PIP) -e '.[docs]'
+	touch $@
+
+$(COVERAGE_STAMP): $(STAMP)
+	$(PIP) -e '.[coverage]'
+	touch $@
+
+clean: ## removes .venv and what was built
 	rm -rf $(VENV) .cache build *.egg-info

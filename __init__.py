@@ -36,7 +36,7 @@ _HOME = {
     "trace": ".graph",
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Cut",

@@ -2,7 +2,7 @@
 
 Attacks, pictures that are shown, and the head worker all come through here, so that what was
 attacked is what is deployed. It runs in the enclave too: Pillow and numpy alone. What becomes of
-which kind of picture also stands in docs/pictures.md:
+which kind of picture also stands in docs/reference/pictures.md:
 
 - 8-bit RGB, grey, palette, CMYK, YCbCr, HSV and LAB: as Pillow converts them; profiles (ICC) are
   not applied. 1 bit: black and white.
