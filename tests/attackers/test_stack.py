@@ -117,12 +117,14 @@ def test_never_below_its_best_member_on_validation_images(leaves):
         assert reached >= max(*alone, even) - 1e-5
 
 
-def test_the_ascent_finds_what_least_squares_does_not(leaves):
+def test_a_member_alone_counts_and_the_ascent_finds_what_least_squares_does_not(leaves):
     """Of a blurred and a noisy picture SSIM likes another mean than squared errors do."""
     truth = as_images(leaves[:12])
     blurred = F.avg_pool2d(truth, 5, 1, 2, count_include_pad=False)
     rebuilt = torch.stack([blurred, noisy(0, 0.3)(truth)])
     some = fit_weights(rebuilt, truth, 0, 0.1)
+    # Without the ascent the blurred one alone is better than what least squares mixes.
+    assert some.tolist() == [1, 0]
     more = fit_weights(rebuilt, truth, 25, 0.1)
     assert mean_ssim(rebuilt, truth, more) > mean_ssim(rebuilt, truth, some) + 1e-3
 

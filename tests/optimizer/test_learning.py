@@ -108,6 +108,13 @@ def test_a_last_step_that_fell_short_does_not_end_the_curve():
     assert not got.below
 
 
+def test_a_last_step_that_is_the_largest_goes_on_though_it_may_be_noise():
+    by_size = {250: 0.10, 500: 0.10, 1000: 0.12}
+    got = ends(by_size.__getitem__, images=0.0, own=0.0, spread=0.02)
+    assert not got.accelerating
+    assert got.value == pytest.approx(0.12 + 0.02 * math.log2(10), abs=1e-6)
+
+
 def test_falling_curves_count_as_flat():
     by_size = {250: 0.12, 500: 0.10, 1000: 0.08}
     got = ends(by_size.__getitem__, images=0.0, own=0.0)
