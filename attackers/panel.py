@@ -17,10 +17,11 @@ from .linear import Linear
 from .newton import Newton
 from .rmle import Rmle
 from .sketch import Sketch
+from .stack import Stack
 
 GROUP = "partopt.attackers"
 ATTACKERS: dict[str, type[Attacker]] = {
-    a.name: a for a in (Blind, Linear, Sketch, Newton, Decoder, CGan, Rmle, Hybrid, Ensemble)
+    a.name: a for a in (Blind, Linear, Sketch, Newton, Decoder, CGan, Rmle, Hybrid, Ensemble, Stack)
 }
 
 

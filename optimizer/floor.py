@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +20,49 @@ from ..sources import attack_source
 
 def floor_of(images: ImageSet, resolution: int, seed: int) -> np.ndarray:
     """SSIM of the blind attacker on each test image, shape (test images,)."""
+    return floors_of(images, resolution, (resolution,), seed)[resolution]
+
+
+def floors_of(
+    images: ImageSet, resolution: int, sides: Sequence[int], seed: int
+) -> dict[int, np.ndarray]:
+    """The floor at each side: a blind attacker of its own, fitted on pictures of that side.
+
+    Pictures are those of the run scaled down once more, which is what reconstructions are compared
+    with there (`attackers.scales`).
+
+    Args:
+        images: All three parts.
+        resolution: Side at which images are rebuilt, in pixels.
+        sides: At which they are scored, `resolution` or less.
+        seed: Of the run.
+    """
     attacker = Blind()
-    key = hash_json([attack_source(), images.digest, resolution, seed, repr(attacker)])
-    path = cache_dir("floors") / f"{key[:32]}.json"
-    kept = _kept(path)
-    if kept is not None and kept.shape == (images.split.test,) and np.isfinite(kept).all():
-        return kept
-    pictures = at_resolution(images.images, resolution)
+    pictures: np.ndarray | None = None
+    floors = {}
+    for side in sides:
+        key = hash_json([attack_source(), images.digest, resolution, side, seed, repr(attacker)])
+        path = cache_dir("floors") / f"{key[:32]}.json"
+        kept = _kept(path)
+        if kept is None or kept.shape != (images.split.test,) or not np.isfinite(kept).all():
+            if pictures is None:
+                pictures = at_resolution(images.images, resolution)
+            kept = _made(images, at_resolution(pictures, side), seed)
+            write_sealed(path, [float(v) for v in kept])
+        floors[side] = kept
+    return floors
+
+
+def _made(images: ImageSet, pictures: np.ndarray, seed: int) -> np.ndarray:
+    """Fit a blind attacker on pictures of one side, and score it there."""
+    attacker = Blind()
     part = {p: pictures[slice(*images.bounds(p))] for p in ("train", "validation", "test")}
     nothing = np.zeros((1, 1, 1, 1), np.float16)
     pairs = Pairs.of((nothing, part["train"]), (nothing, part["validation"]))
     attacker.fit(pairs, Context(seed=derive_seed(seed, "blind")))
-    values = ssim_of(
+    return ssim_of(
         attacker.reconstruct, np.zeros((len(part["test"]), 1, 1, 1), np.float16), part["test"]
     )
-    write_sealed(path, [float(v) for v in values])
-    return values
 
 
 def _kept(path: Path) -> np.ndarray | None:

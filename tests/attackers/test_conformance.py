@@ -22,6 +22,7 @@ from partopt.errors import AttackError, UsageError
 
 LINEAR = Linear(max_cells=20_000)
 DECODER = Decoder(epochs=4, width=24, narrowest=12, batch=8, linear=LINEAR)
+QUICKER = Decoder(epochs=1, width=16, narrowest=8, blocks=1, batch=8, linear=LINEAR)
 FEW = {"steps": 12, "tvs": (0.03,), "distances": ("l2",), "tuning_images": 8, "batch": 32}
 HYBRID = Hybrid(decoder=DECODER, **FEW)
 SMALL = {
@@ -32,6 +33,7 @@ SMALL = {
     "cgan": {"epochs": 6, "width": 16, "batch": 8, "l1_weight": 100.0, "lr": 2e-3},
     "rmle": {**FEW, "steps": 60, "lr": 0.1, "tvs": (0.0,), "restarts": 1},
     "hybrid": {**FEW, "decoder": DECODER},
+    "stack": {"linear": LINEAR, "decoder": QUICKER, "steps": 10, "tuning_images": 16},
     "ensemble": {**FEW, "hybrid": HYBRID, "rmle": Rmle(**FEW, restarts=1)},
 }
 SEEING = [n for n, a in ATTACKERS.items() if a.needs_features]
@@ -42,7 +44,7 @@ def small(name: str):
 
 
 # What costs several trainings is run by `make test-slow` for attackers built on others.
-DEAR = {"cgan", "hybrid", "ensemble"}
+DEAR = {"cgan", "hybrid", "ensemble", "stack"}
 TWICE = {testing.check_shuffle, testing.check_seed, testing.check_memory}
 
 

@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,44 @@ def test_the_floor_is_resampled_with_the_images():
     assert (blind.low, blind.value, blind.high) == (0, 0, 0)
     near = score(1 - 0.5 * (1 - floor), floor)  # on the corrected scale 0.5, whatever is drawn
     assert (near.low, near.high) == pytest.approx((0.5, 0.5))
+
+
+def _bootstrap(per_image, floor, draws, paired=True):
+    """Value by value: what each resample gives, and the interval by hand."""
+    found = []
+    for r, drawn in enumerate(draws):
+        other = drawn if paired else draws[r - 1]
+        s = sum(per_image[i] for i in drawn) / len(drawn)
+        f = sum(floor[i] for i in other) / len(other)
+        found.append(max(0.0, (s - f) / (1 - f)))
+    found.sort()
+
+    def quantile(q):
+        place = q * (len(found) - 1)
+        below = int(place)
+        above = min(below + 1, len(found) - 1)
+        return found[below] + (place - below) * (found[above] - found[below])
+
+    return quantile(0.025), quantile(0.975)
+
+
+def test_the_bootstrap_against_one_written_by_hand():
+    """Images and their floors are drawn together: floors drawn on their own are another answer."""
+    rng = np.random.default_rng(3)
+    floor = rng.uniform(0.05, 0.75, 70)
+    s = floor + (1 - floor) * rng.uniform(0.1, 0.3, 70)
+    got = score(s, floor, seed=11, resamples=400)
+    same = np.random.default_rng(11).integers(0, 70, (400, 70)).tolist()
+    assert (got.low, got.high) == pytest.approx(_bootstrap(s, floor, same), abs=1e-12)
+    # With other draws the same interval, up to what 1000 of them leave open.
+    draw = random.Random(5)
+    others = [[draw.randrange(70) for _ in range(70)] for _ in range(1000)]
+    full = score(s, floor, seed=11)
+    low, high = _bootstrap(s, floor, others)
+    assert (full.low, full.high) == pytest.approx((low, high), abs=0.004)
+    apart = _bootstrap(s, floor, others, paired=False)
+    assert apart[1] - apart[0] > 2 * (high - low)
+    assert apart[1] - apart[0] > 2 * (full.high - full.low)
 
 
 def test_the_images_that_leak_most_are_told_from_the_mean():
