@@ -17,7 +17,7 @@ _SPLIT = """\
 
 What `partopt find` writes as `MODEL.split.json`: the answer, and every figure, setting and warning
 behind it. Reading is strict: an unknown key or a newer schema is an error, and nothing in the file
-can run code. `partopt schema` prints the JSON Schema. A split config is under test: [`partopt check`](\
+can run code. `partopt schema` prints the JSON Schema. A split config is under test: [`check`](\
 ../how-to/ci-gate.md) believes none of its figures unless told to.
 """
 _SETTINGS = """\
