@@ -16,24 +16,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import SplitConfig
     from .errors import PartoptError
-    from .graph import Cut, LayerGraph, Node, TensorSpec, trace
-    from .models import LoadedModel, load_model
+    from .graph.build import Cut, LayerGraph, Node, TensorSpec, trace
+    from .graph.splitting import split
+    from .models.load import LoadedModel, load_model
     from .optimizer.find import SplitResult, find
-    from .splitting import split
 
 _HOME = {
-    "Cut": ".nodes",
-    "LayerGraph": ".graph",
-    "LoadedModel": ".models",
-    "Node": ".nodes",
+    "Cut": ".graph.nodes",
+    "LayerGraph": ".graph.build",
+    "LoadedModel": ".models.load",
+    "Node": ".graph.nodes",
     "PartoptError": ".errors",
     "SplitConfig": ".config",
     "SplitResult": ".optimizer.find",
-    "TensorSpec": ".nodes",
+    "TensorSpec": ".graph.nodes",
     "find": ".optimizer.find",
-    "load_model": ".models",
-    "split": ".splitting",
-    "trace": ".graph",
+    "load_model": ".models.load",
+    "split": ".graph.splitting",
+    "trace": ".graph.build",
 }
 
 __version__ = "0.2.0"

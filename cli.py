@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from . import commands, study_commands
-from .choices import ChartName, KindOfCuts, ReportFormat
-from .console import (
+from .arguments.choices import ChartName, KindOfCuts, ReportFormat
+from .commands import deploy as commands
+from .commands import study as study_commands
+from .commands.console import (
     AsJson,
     Debug,
     Interrupts,
@@ -33,8 +34,7 @@ from .console import (
     tell_notices,
     written,
 )
-from .errors import nearest
-from .options import (
+from .commands.options import (
     Accelerator,
     Budget,
     ConcreteArgs,
@@ -56,6 +56,7 @@ from .options import (
     TrustModel,
     Weights,
 )
+from .errors import nearest
 
 if TYPE_CHECKING:
     from .optimizer.check_request import CheckOptions
@@ -152,12 +153,12 @@ def find(
     Writes its split config. Exits with 0 where there is such a cut, 3 where none is safe, 6 where
     not splitting is no slower.
     """
-    from .models import short_name
+    from .arguments.outputs import writable
+    from .graph.traceargs import Tracing
+    from .models.load import short_name
     from .optimizer.find import find_cut
     from .optimizer.requests import FindRequest
-    from .outputs import writable
     from .settings import for_find
-    from .traceargs import Tracing
 
     target = writable(out_file or Path(f"{short_name(model)}.split.json"), "out")
     given: FindOptions = {
@@ -238,11 +239,11 @@ def cuts(
     """List the cuts of a model and what each costs, without attacks."""
     from dataclasses import asdict
 
-    from .arguments import whole
-    from .model_request import ModelRequest
-    from .models import load
+    from .arguments.numbers import whole
+    from .graph.traceargs import Tracing
+    from .models.load import load
+    from .models.request import ModelRequest
     from .reporting.table import render_graph
-    from .traceargs import Tracing
 
     whole("max_cuts", max_cuts, 1)
     whole("depth", depth, 1)
@@ -311,11 +312,11 @@ def attack(
     debug: Debug = False,
 ) -> None:
     """Run attackers on one cut: scores beside the floor, pictures."""
+    from .arguments.outputs import writable
     from .errors import UsageError
-    from .optimizer.single import attack_cut
-    from .outputs import writable
+    from .graph.traceargs import Tracing
     from .reporting.attacked import as_dict, table
-    from .traceargs import Tracing
+    from .studies.single import attack_cut
 
     if show_folder is not None and images_out is None:
         raise UsageError(f"`show` got {str(show_folder)!r}, which needs --images-out; add it")
@@ -413,10 +414,10 @@ def check(
     Exits with 0 where they hold, 4 on a privacy regression, 5 where the cut moved or is slower, 1
     where that could not be decided.
     """
-    from .arguments import names
+    from .arguments.numbers import names
+    from .arguments.outputs import writable
     from .optimizer.check import check_all, worst
     from .optimizer.policy import Policy
-    from .outputs import writable
     from .reporting import checks
 
     for name, file in (("junit", junit), ("markdown", markdown)):
@@ -473,8 +474,8 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write a result as a page, Markdown, a chart or CSV."""
+    from .arguments.outputs import writable
     from .config import SplitConfig
-    from .outputs import writable
     from .reporting.report import write
 
     path = out_file or split.with_name(split.name.removesuffix(".split.json") + f".report.{kind}")

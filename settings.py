@@ -21,10 +21,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from . import ton_iot
-from .arguments import MOST_SEED
-from .choices import AcceleratorName, BudgetName, EnclaveName, ProtocolName, ScaleName
+from .arguments.choices import AcceleratorName, BudgetName, EnclaveName, ProtocolName, ScaleName
+from .arguments.numbers import MOST_SEED
 from .errors import ConfigError, nearest
+from .images import ton_iot
 
 MAX_BYTES = 1 << 20
 PATHS = ("data", "weights", "split")

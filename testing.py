@@ -22,7 +22,7 @@ from .attackers.base import Attacker, Context
 from .attackers.blind import Blind
 from .attackers.pairs import Pairs
 from .attackers.scoring import corrected, ssim_of
-from .dead_leaves import dead_leaves
+from .images.dead_leaves import dead_leaves
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 Make = Callable[[], Attacker]

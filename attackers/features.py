@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..datasets import ImageSet, to_float
 from ..errors import AttackError, PartoptError, StorageError
-from ..graph import SECOND, Cut, LayerGraph
+from ..graph.build import SECOND, Cut, LayerGraph
+from ..graph.splitting import boundary_nodes, capture
 from ..hashing import hash_json
-from ..identity import network_hash
+from ..identity.network import network_hash
+from ..identity.sources import feature_source
+from ..images.load import ImageSet, to_float
 from ..notices import notice
 from ..preprocessing import Preprocessing
-from ..sources import feature_source
-from ..splitting import boundary_nodes, capture
 from .kept import Shelf, Stats, Writer
 from .layout import Place, to_map
 from .placing import Mixed, NotFinite, Shapes, measure

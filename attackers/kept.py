@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import locked, make_way, read_sealed, try_lock, write_sealed, written_to, written_whole
-from ..graph import Cut
+from ..graph.build import Cut
 from ..hashing import hash_json
 from ..notices import notice
 from .rows import OnDisk

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from ..errors import AttackError, ConfigError
-from ..intervals import clopper_pearson
 from .base import as_images
+from .intervals import clopper_pearson
 from .scales import scaled
 
 SIZES = (8, 16, 32)  # pixels, beside the pictures' own

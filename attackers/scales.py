@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..datasets import at_resolution
 from ..errors import AttackError, ConfigError
+from ..images.load import at_resolution
 from .base import Reconstruct, as_images
 from .rows import Rows, as_rows
 from .scoring import WINDOW, Score, score, ssim

@@ -20,13 +20,13 @@ from statistics import median
 
 import torch
 
-from partopt.enclave_runner.ends import open_end
-from partopt.enclave_runner.frames import ANSWER, BOUNDARY
-from partopt.enclave_runner.layouts import Layout
-from partopt.enclave_runner.messages import listen
-from partopt.enclave_runner.shm import area_bytes
-from partopt.enclave_runner.start import Start
-from partopt.enclave_runner.transport import NAMES, End, Exchange
+from partopt.enclave_runner.wire.ends import open_end
+from partopt.enclave_runner.wire.frames import ANSWER, BOUNDARY
+from partopt.enclave_runner.wire.layouts import Layout
+from partopt.enclave_runner.wire.messages import listen
+from partopt.enclave_runner.wire.shm import area_bytes
+from partopt.enclave_runner.wire.start import Start
+from partopt.enclave_runner.wire.transport import NAMES, End, Exchange
 
 ANSWERED = (Layout("answer", (1, 1000), "float32"),)
 

@@ -18,8 +18,8 @@ from partopt.attackers.pairs import Pairs
 from partopt.attackers.panel import make
 from partopt.attackers.scoring import ssim_of
 from partopt.cache import cache_dir
-from partopt.datasets import Split, load_images
-from partopt.models import load_model
+from partopt.images.load import Split, load_images
+from partopt.models.load import load_model
 
 
 def main() -> int:

@@ -31,8 +31,8 @@ from partopt.attackers.pairs import Pairs
 from partopt.attackers.panel import make
 from partopt.attackers.rmle import Rmle
 from partopt.cache import cache_dir
-from partopt.datasets import Split, load_images
-from partopt.models import load_model
+from partopt.images.load import Split, load_images
+from partopt.models.load import load_model
 from partopt.optimizer.pairs import give_head, pairs_at
 from partopt.profilers.memory import keep_memory
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from _shared import parser_of, small_decoder, small_white_box
 
-from partopt.datasets import Split
-from partopt.models import load_model
+from partopt.images.load import Split
+from partopt.models.load import load_model
 from partopt.optimizer.budgets import Budget
-from partopt.optimizer.single import attack_cuts
 from partopt.reporting.attacked import as_dict
+from partopt.studies.single import attack_cuts
 
 NAMES = ("linear", "decoder", "cgan", "rmle", "hybrid", "ensemble")
 TOLERANCE = 0.005  # by how much the decoder may fall below the linear attacker

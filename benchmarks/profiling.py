@@ -15,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from partopt.models import load_model
+from partopt.models.load import load_model
 from partopt.profilers.base import Conditions
 from partopt.profilers.instrumented import HostPass, Subject
 from partopt.profilers.profile import one_setting, profile, verify

@@ -16,8 +16,8 @@ from _shared import parser_of
 
 from partopt.attackers.features import FeatureStore
 from partopt.cache import cache_dir
-from partopt.datasets import load_images
-from partopt.models import load_model
+from partopt.images.load import load_images
+from partopt.models.load import load_model
 from partopt.optimizer.attempt import Bench
 from partopt.optimizer.budgets import budget_of
 from partopt.optimizer.floor import floor_of

@@ -18,7 +18,7 @@ from _shared import parser_of, small_decoder, small_white_box
 
 from partopt.attackers.inversion import LEVELS, SIZES, Objective
 from partopt.attackers.scoring import ssim_of
-from partopt.datasets import Split
+from partopt.images.load import Split
 from partopt.optimizer.attempt import Wish, attempt
 from partopt.optimizer.budgets import Budget
 from partopt.optimizer.prepare import prepare

@@ -20,11 +20,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from partopt._torchvision import models as tv
-from partopt.answers import tensors
 from partopt.errors import PartoptError
-from partopt.graph import trace
-from partopt.splitting import split
+from partopt.graph.answers import tensors
+from partopt.graph.build import trace
+from partopt.graph.splitting import split
+from partopt.graph.torchvision_cpu import models as tv
 
 SIZES = {"inception_v3": 96, "alexnet": 64, "googlenet": 64}
 # What the smallest member of a timm family is likely to be called, the likeliest first.

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import AttestationError
-from .session import Hello
+from .wire.session import Hello
 
 _BODY = 48  # bytes of the quote's header
 _ATTRIBUTES, _MRENCLAVE, _MRSIGNER, _USER = _BODY + 48, _BODY + 64, _BODY + 128, _BODY + 320

@@ -12,13 +12,13 @@ import torch
 
 from ..config import SplitConfig
 from ..errors import UsageError
-from .bundle import SPLIT, parts_of
+from .bundles.bundle import SPLIT, parts_of
 from .client import Answer, Client
 from .orchestrator import ServeOptions, Service
-from .parts import load_program
 from .probing import Probe
-from .programs import Program
-from .recording import join
+from .program.parts import load_program
+from .program.programs import Program
+from .program.recording import join
 
 STAGES = ("decrypt", "queue", "preprocess", "head", "hand-off", "tail", "return")
 INSIDE, OUTSIDE = "whole in enclave", "whole outside"

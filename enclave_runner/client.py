@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from ..errors import FrameError, ServiceError, SessionError
-from .layouts import Layout, views
-from .messages import decode, encode
-from .parts import Limits
-from .session import Hello, connect
+from .program.parts import Limits
+from .wire.layouts import Layout, views
+from .wire.messages import decode, encode
+from .wire.session import Hello, connect
 
 
 @dataclass(frozen=True)

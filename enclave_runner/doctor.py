@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from ..cache import cache_dir
-from .gramine import INSTALL
+from .bundles.gramine import INSTALL
 from .presence import detect
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import BackendError, ServiceError, UsageError
-from .bundle import TEMPLATE
-from .gramine import INSTALL, run_tool
-from .manifest import ENVIRONMENT
-from .messages import PORT_VARIABLE, TOKEN_BYTES, TOKEN_VARIABLE, Control, listen
+from .bundles.bundle import TEMPLATE
+from .bundles.gramine import INSTALL, run_tool
+from .bundles.manifest import ENVIRONMENT
 from .presence import Presence, detect
-from .transport import receive_exactly
+from .wire.messages import PORT_VARIABLE, TOKEN_BYTES, TOKEN_VARIABLE, Control, listen
+from .wire.transport import receive_exactly
 
 BACKENDS = ("gramine-sgx", "gramine-direct", "native")
 MANIFEST = "head.manifest"

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, PartoptError, ServiceError, UsageError
-from . import areas
 from .attestation import LABELS, verifier
-from .bundle import parts_of, read_bundle
+from .bundles.bundle import parts_of, read_bundle
 from .client import Client
 from .launcher import Started, launch_gramine, launch_python, rendered, resolve_enclave
-from .messages import TOKEN_BYTES
-from .shm import area_bytes
-from .start import Start
-from .transport import NAMES, Exchange
+from .wire import areas
+from .wire.messages import TOKEN_BYTES
+from .wire.shm import area_bytes
+from .wire.start import Start
+from .wire.transport import NAMES, Exchange
 
 MOST_RESTARTS, WITHIN_S = 5, 60.0
 
@@ -227,7 +227,7 @@ class Service:
         begun = time.perf_counter()
         try:
             if self.backend == "native":
-                self._head = launch_python("enclave_runner.head", str(self._folder / "head"))
+                self._head = launch_python("enclave_runner.inside.head", str(self._folder / "head"))
             else:
                 self._head = launch_gramine(self.backend, self._folder, self._manifest)
             self._head.control.send(**self._start.to_event())

@@ -6,9 +6,9 @@ import io
 
 from PIL import Image
 
-from ..folders import formats
+from ..images.folders import formats
 from ..pixels import read
-from .accepted import FORMATS
+from .wire.accepted import FORMATS
 
 _TAKEN = {*FORMATS, "MPO"}  # a JPEG of several pictures
 

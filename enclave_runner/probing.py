@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import save
 
 from ..errors import ServiceError
-from ..graph import LayerGraph
-from ..nodes import Cut
-from ..splitting import observe
-from .bundle import TEMPLATE
-from .footprint import rehearse
+from ..graph.build import LayerGraph
+from ..graph.nodes import Cut
+from ..graph.splitting import observe
+from .bundles.bundle import TEMPLATE
+from .bundles.footprint import rehearse
+from .bundles.manifest import GramineWorker, render, size_enclave
+from .bundles.signing import sign
 from .launcher import launch_gramine, launch_python, rendered
-from .manifest import GramineWorker, render, size_enclave
-from .parts import PROGRAM, WEIGHTS
-from .programs import Program, with_frees
-from .recording import record
-from .signing import sign
+from .program.parts import PROGRAM, WEIGHTS
+from .program.programs import Program, with_frees
+from .program.recording import record
 
 
 def marked(graph: LayerGraph, cuts: Sequence[Cut], dynamic: bool) -> tuple[Program, list[int]]:
@@ -86,7 +86,7 @@ class Probe:
                 manifest = rendered(backend, folder, folder)
             begun = time.perf_counter()
             self._worker = (
-                launch_python("enclave_runner.probe", str(folder))
+                launch_python("enclave_runner.inside.probe", str(folder))
                 if backend == "native"
                 else launch_gramine(backend, folder, manifest)
             )
@@ -129,7 +129,7 @@ def _write_template(folder: Path, shape: Sequence[int], threads: int) -> None:
     seen = rehearse(folder, 0, b"", shape)
     enclave_size, max_threads = size_enclave(seen, threads)
     worker = GramineWorker(
-        module="enclave_runner.probe",
+        module="enclave_runner.inside.probe",
         folder=str(folder),
         names=[PROGRAM, WEIGHTS],
         trusted=False,

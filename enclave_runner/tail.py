@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 
 from ..errors import PartoptError, ServiceError
-from .ends import open_end
-from .frames import ANSWER, FAILURE
-from .layouts import DTYPES
-from .messages import Control
-from .parts import Part, load_program
-from .programs import Program
-from .start import Start, start_from
-from .transport import End, Exchange
+from .program.parts import Part, load_program
+from .program.programs import Program
+from .wire.ends import open_end
+from .wire.frames import ANSWER, FAILURE
+from .wire.layouts import DTYPES
+from .wire.messages import Control
+from .wire.start import Start, start_from
+from .wire.transport import End, Exchange
 
 
 def main(folder: Path) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import ServiceError
-from . import areas
-from .bundle import read_bundle
+from .bundles.bundle import read_bundle
 from .launcher import launch_python
-from .parts import Part
-from .start import start_from
+from .program.parts import Part
+from .wire import areas
+from .wire.start import start_from
 
 
 def serve_tail(folder: Path, device: str, say: Callable[[str], None]) -> None:

@@ -19,10 +19,10 @@ from ..attackers.base import Attacker, Context, Fitted, Key, Reconstruct, remark
 from ..attackers.features import FeatureStore
 from ..attackers.pairs import Pairs
 from ..attackers.scoring import Score, corrected, score, ssim_of
-from ..datasets import at_resolution
 from ..errors import PartoptError, StorageError, first_line
-from ..graph import Cut
+from ..graph.build import Cut
 from ..hashing import derive_seed
+from ..images.load import at_resolution
 from .pairs import Unseen, give_head, pairs_at
 
 FAILURES = (PartoptError, RuntimeError, MemoryError, ValueError)  # what an attack may fail with

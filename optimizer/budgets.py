@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .. import arguments
+from ..arguments import numbers as arguments
+from ..arguments.choices import BudgetName, one_of
 from ..attackers.base import Attacker
 from ..attackers.decoder import Decoder
 from ..attackers.hybrid import Hybrid
@@ -14,9 +15,8 @@ from ..attackers.linear import Linear
 from ..attackers.newton import Newton
 from ..attackers.panel import make
 from ..attackers.rmle import Rmle
-from ..choices import BudgetName, one_of
-from ..datasets import Split
 from ..errors import UsageError
+from ..images.load import Split
 
 Evidence = Literal["screening", "standard", "full"]
 

@@ -11,14 +11,14 @@ from typing import Any, Unpack
 
 from ..config import CutInfo, SplitConfig
 from ..errors import ConfigError, CutError, PartoptError, UsageError
-from ..graph import Cut, LayerGraph
-from ..identity import graph_hash, of_this_scheme
-from ..model_request import ModelRequest
-from ..models import LoadedModel, load
+from ..graph.build import Cut, LayerGraph
+from ..graph.splitting import boundary_nodes
+from ..identity.network import graph_hash, of_this_scheme
+from ..models.load import LoadedModel, load
+from ..models.request import ModelRequest
+from ..models.stored import weights_of
 from ..profilers.backends import pick_accelerator
 from ..settings import Entry, Settings, discover, read
-from ..splitting import boundary_nodes
-from ..stored import weights_of
 from . import drift
 from .check_request import CheckOptions, CheckRequest
 from .checked import (

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from .. import arguments
-from ..choices import BudgetName, known_names
+from ..arguments import numbers as arguments
+from ..arguments.choices import BudgetName, known_names
 from ..errors import UsageError
 from .policy import Policy
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from ..config import ChosenLatency, CutInfo, SplitConfig
 from ..errors import ConfigError
-from ..graph import Cut, LayerGraph
-from ..models import LoadedModel
+from ..graph.build import Cut, LayerGraph
+from ..models.load import LoadedModel
 from .find import SplitResult
 from .policy import Policy, Terms
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..config import Recommendation
-from ..graph import Cut
+from ..graph.build import Cut
 from ..profilers.base import CutLatency, Duration
 
 TIE = 0.05  # differences below this share of the faster total are ties whatever the noise

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ..config import CutRow
 from ..errors import BackendError
-from ..graph import Cut
+from ..graph.build import Cut
 from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import Conditions, CutLatency, Duration, Profile
 from ..profilers.profile import profile

@@ -7,8 +7,8 @@ from typing import Unpack
 
 from .. import config as c
 from ..attackers.sketch import Sketch
-from ..graph import Cut, LayerGraph
-from ..models import LoadedModel
+from ..graph.build import Cut, LayerGraph
+from ..models.load import LoadedModel
 from ..profilers.base import Conditions, Profile, Verification
 from ..profilers.profile import modelled, profile, verify
 from ..profilers.sgx_model import SgxModel

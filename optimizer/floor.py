@@ -12,10 +12,10 @@ from ..attackers.blind import Blind
 from ..attackers.pairs import Pairs
 from ..attackers.scoring import ssim_of
 from ..cache import cache_dir, read_sealed, write_sealed
-from ..datasets import ImageSet, at_resolution
 from ..hashing import derive_seed, hash_json
+from ..identity.sources import attack_source
+from ..images.load import ImageSet, at_resolution
 from ..notices import notice
-from ..sources import attack_source
 
 
 def floor_of(images: ImageSet, resolution: int, seed: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from ..attackers.features import FeatureStore
 from ..cache import nothing_cached
 from ..config import SplitConfig
-from ..datasets import GENERATED, ImageSet, Split, load_images
+from ..images.load import GENERATED, ImageSet, Split, load_images
 from . import drift
 from .check_request import EvidenceSources
 from .checked import Checked, CheckResult

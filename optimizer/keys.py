@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from ..attackers.base import Attacker
-from ..graph import Cut
+from ..graph.build import Cut
 from ..hashing import hash_json
-from ..sources import attack_source, file_digest
+from ..identity.sources import attack_source, file_digest
 
 ATTACK_VERSION = 4  # raise when an attacker's code changes what it can reach
 

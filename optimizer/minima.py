@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..attackers.base import Attacker
-from ..datasets import Split
+from ..images.load import Split
 from .budgets import Budget, Evidence, epochs_of
 from .rule import Grant
 

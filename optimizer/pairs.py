@@ -11,7 +11,7 @@ from ..attackers.base import Attacker, Context
 from ..attackers.features import MIRRORED, FeatureStore
 from ..attackers.pairs import Pairs
 from ..attackers.rows import Rows
-from ..graph import Cut
+from ..graph.build import Cut
 from ..hashing import hash_json
 
 

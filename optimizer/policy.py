@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
+from ..arguments.choices import BudgetName, ProtocolName, ScaleName, one_of
 from ..attackers.base import Attacker
 from ..attackers.panel import ATTACKERS
-from ..choices import BudgetName, ProtocolName, ScaleName, one_of
 from ..config import SplitConfig
-from ..graph import Cut, LayerGraph
-from ..identity import of_this_scheme
-from ..models import LoadedModel
+from ..graph.build import Cut, LayerGraph
+from ..identity.network import of_this_scheme
+from ..models.load import LoadedModel
 from .budgets import Budget, budget_of
 from .protocols import Protocol, protocol_of
 from .result import ATTACK, attack_label

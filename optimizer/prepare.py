@@ -10,10 +10,10 @@ import numpy as np
 from ..attackers.base import Attacker
 from ..attackers.features import FeatureStore, Making
 from ..cache import cache_dir
-from ..datasets import ImageSet, load_images
 from ..errors import DataError, UsageError
-from ..graph import Cut, LayerGraph
-from ..models import LoadedModel, load
+from ..graph.build import Cut, LayerGraph
+from ..images.load import ImageSet, load_images
+from ..models.load import LoadedModel, load
 from ..profilers.backends import pick_accelerator
 from ..profilers.memory import keep_memory
 from .attempt import Bench

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..choices import ProtocolName, ScaleName, one_of
-from ..datasets import Split
+from ..arguments.choices import ProtocolName, ScaleName, one_of
 from ..errors import UsageError
+from ..images.load import Split
 from .budgets import BUDGETS, Budget
 from .rule import TEXT
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import arguments
-from ..choices import (
+from ..arguments import numbers as arguments
+from ..arguments.choices import (
     AcceleratorName,
     BudgetName,
     EnclaveName,
@@ -28,8 +28,8 @@ from ..choices import (
     one_of,
 )
 from ..errors import UsageError
-from ..model_request import MODEL_NAMES, ModelOptions, ModelRequest
-from ..models import LoadedModel
+from ..models.load import LoadedModel
+from ..models.request import MODEL_NAMES, ModelOptions, ModelRequest
 from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import Conditions, Profile
 from ..profilers.sgx_model import SgxModel

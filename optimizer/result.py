@@ -13,11 +13,11 @@ import torch
 from .. import config as c
 from ..attackers.base import RISING
 from ..attackers.scoring import PROTOCOL
-from ..graph import Cut, LayerGraph
-from ..identity import graph_hash
-from ..models import LoadedModel
+from ..graph.build import Cut, LayerGraph
+from ..identity.network import graph_hash
+from ..identity.sources import attack_source
+from ..models.load import LoadedModel
 from ..profilers.base import CutLatency, Duration, Profile, Verification
-from ..sources import attack_source
 from .keys import ATTACK_VERSION
 from .prepare import Prepared
 from .protocols import PUBLISHED_BUDGETS

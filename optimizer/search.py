@@ -24,7 +24,7 @@ from ..attackers.scoring import Score
 from ..cache import cache_dir, written_to
 from ..config import Attack
 from ..errors import ConfigError
-from ..graph import Cut
+from ..graph.build import Cut
 from ..hashing import hash_json
 from ..notices import notice
 from ..profilers.base import CutLatency, Duration

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..attackers.intervals import student
 from ..attackers.scoring import Score, score
 from ..errors import UsageError
-from ..intervals import student
 
 FEWEST = 3  # trainings below which nothing is known of what another one would reach
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..attackers.sketch import Sketch
-from ..graph import Cut
+from ..graph.build import Cut
 from ..profilers.base import Profile
 from .choose import Advice
 from .rule import Grant, Verdict

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..attackers.intervals import clopper_pearson
 from ..attackers.scoring import corrected
 from ..errors import AttackError, ConfigError
-from ..intervals import clopper_pearson
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..attackers.newton import Newton
 from ..attackers.sketch import Sketch
 from ..config import Attack
 from ..config import Sweep as StoredSweep
-from ..graph import Cut
+from ..graph.build import Cut
 from .attempt import Reached
 from .plan import Job
 from .rule import Grant, Verdict

@@ -15,12 +15,12 @@ import time
 
 import torch
 
-from ..enclave_runner.ends import open_end
-from ..enclave_runner.frames import ANSWER
-from ..enclave_runner.layouts import Layout
-from ..enclave_runner.messages import Control
-from ..enclave_runner.start import start_from
-from ..enclave_runner.transport import End, Exchange
+from ..enclave_runner.wire.ends import open_end
+from ..enclave_runner.wire.frames import ANSWER
+from ..enclave_runner.wire.layouts import Layout
+from ..enclave_runner.wire.messages import Control
+from ..enclave_runner.wire.start import start_from
+from ..enclave_runner.wire.transport import End, Exchange
 from ..errors import ServiceError
 
 GRANULES = 1000

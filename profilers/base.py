@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..arguments import whole
+from ..arguments.numbers import whole
 
 Basis = Literal["measured", "modelled"]
 

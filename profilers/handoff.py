@@ -18,14 +18,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..enclave_runner import areas
-from ..enclave_runner.ends import open_end
-from ..enclave_runner.frames import BOUNDARY, Header
 from ..enclave_runner.launcher import Started, launch_python
-from ..enclave_runner.messages import listen
-from ..enclave_runner.shm import area_bytes
-from ..enclave_runner.start import Start
-from ..enclave_runner.transport import End
+from ..enclave_runner.wire import areas
+from ..enclave_runner.wire.ends import open_end
+from ..enclave_runner.wire.frames import BOUNDARY, Header
+from ..enclave_runner.wire.messages import listen
+from ..enclave_runner.wire.shm import area_bytes
+from ..enclave_runner.wire.start import Start
+from ..enclave_runner.wire.transport import End
 from ..errors import BackendError, PartoptError, ServiceError
 from ._echo import GRANULES, WORK_BYTES, exchange_of
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from ..enclave_runner.probing import Probe, marked
-from ..enclave_runner.programs import Program
-from ..enclave_runner.timed import cool
+from ..enclave_runner.program.programs import Program
+from ..enclave_runner.program.timed import cool
 from ..errors import ExportError
-from ..graph import Cut, LayerGraph
-from ..splitting import instrument
+from ..graph.build import Cut, LayerGraph
+from ..graph.splitting import instrument
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from ..enclave_runner.probing import Probe
-from ..enclave_runner.recording import record
-from ..enclave_runner.timed import cool
+from ..enclave_runner.program.recording import record
+from ..enclave_runner.program.timed import cool
 from ..errors import ExportError, UsageError
-from ..graph import Cut, LayerGraph
-from ..splitting import split
+from ..graph.build import Cut, LayerGraph
+from ..graph.splitting import split
 from . import handoff as _handoff
 from .backends import ACCELERATORS, ENCLAVES
 from .base import Conditions, CutLatency, Duration, Profile, Verification, WorkerCost, total_of

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..optimizer.single import CutAttack
+from ..studies.single import CutAttack
 
 
 def as_dict(found: CutAttack) -> dict[str, Any]:

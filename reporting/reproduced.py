@@ -14,8 +14,8 @@ from PIL import Image
 
 from ..attackers import pictures
 from ..cache import written_whole
-from ..optimizer.published import MODELS, TELEMETRY
-from ..optimizer.reproduce import Point, Study
+from ..studies.published import MODELS, TELEMETRY
+from ..studies.reproduce import Point, Study
 from .charts import BLUE, GREEN, INK, ORANGE, RED, legend_of, new_figure, to_png, to_svg
 from .table import human_bytes
 

@@ -11,9 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .. import ton_iot
 from ..attackers.pictures import sheet
-from ..datasets import ImageSet, at_resolution
+from ..images import ton_iot
+from ..images.load import ImageSet, at_resolution
 
 PARTS = ton_iot.PARTS
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import UsageError
-from ..optimizer.strength import Strength
+from ..studies.strength import Strength
 from .charts import INK, RED, SERIES, legend_of, new_figure, to_png, to_svg
 
 

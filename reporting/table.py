@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import CutRow, Recommendation, SplitConfig
-from ..graph import Cut, LayerGraph
+from ..graph.build import Cut, LayerGraph
 from ..optimizer.choose import compares
 from ..optimizer.sweep import bound
 from ..printable import printable

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from partopt.dead_leaves import dead_leaves
-from partopt.models import LoadedModel
+from partopt.images.dead_leaves import dead_leaves
+from partopt.models.load import LoadedModel
 from partopt.preprocessing import Preprocessing
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

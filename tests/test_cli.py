@@ -10,7 +10,7 @@ import pytest
 
 from partopt import cli
 from partopt.config import SplitConfig
-from partopt.datasets import Split
+from partopt.images.load import Split
 from partopt.notices import notice
 from partopt.optimizer.budgets import BUDGETS, Budget
 

@@ -18,8 +18,8 @@ from PIL import Image
 from partopt import cli, settings
 from partopt.attackers import panel
 from partopt.config import SplitConfig
-from partopt.datasets import Split
-from partopt.dead_leaves import dead_leaves
+from partopt.images.dead_leaves import dead_leaves
+from partopt.images.load import Split
 from partopt.optimizer.budgets import BUDGETS, Budget
 from partopt.testing import CHECKS
 
@@ -147,7 +147,7 @@ def test_deploying(here, capsys):
 
 def loaded_answer(folder: Path) -> str:
     """The class that the unsplit network gives the picture, as `run` prints it."""
-    from partopt.models import load_model
+    from partopt.models.load import load_model
 
     model = load_model("network:make", weights="none", input_size=64, mean=[0.5], std=[0.5])
     unit = model.preprocessing.to_unit(Image.open(folder / "photo.png"))

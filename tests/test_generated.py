@@ -11,13 +11,13 @@ from partopt.attackers.features import FeatureStore
 from partopt.attackers.linear import Linear
 from partopt.attackers.pairs import Pairs
 from partopt.attackers.scoring import ssim_of
-from partopt.datasets import ImageSet, Split
-from partopt.dead_leaves import dead_leaves
 from partopt.errors import TraceError
-from partopt.graph import trace
-from partopt.optimizer.single import attack_cut
+from partopt.graph.build import trace
+from partopt.graph.splitting import split
+from partopt.images.dead_leaves import dead_leaves
+from partopt.images.load import ImageSet, Split
 from partopt.preprocessing import Preprocessing
-from partopt.splitting import split
+from partopt.studies.single import attack_cut
 
 from .generated import SIDE, Net
 

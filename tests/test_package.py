@@ -16,20 +16,24 @@ ROOT = Path(__file__).resolve().parents[1]
 # Arrows run from the left to the right; whatever is in none of these is a shared module.
 ORDER = [
     "cli",
-    "commands|study_commands",
+    "commands",
     "testing|reporting",
+    "studies",
     "optimizer",
     "profilers|attackers",
     "enclave_runner",
+    "models",
+    "identity",
+    "graph",
+    "settings",
+    "images|arguments",
     "shared",
 ]
+PACKAGES = [p.parent.name for p in ROOT.glob("*/__init__.py")]
 
 
 def modules() -> list[Path]:
-    own = [*ROOT.glob("*.py")]
-    for package in ("reporting", "optimizer", "profilers", "attackers", "enclave_runner"):
-        own += (ROOT / package).glob("*.py")
-    return own
+    return [*ROOT.glob("*.py"), *(p for d in PACKAGES for p in (ROOT / d).rglob("*.py"))]
 
 
 def place(name: str) -> int:

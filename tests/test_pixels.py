@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from partopt.dead_leaves import dead_leaves
 from partopt.errors import PictureError
+from partopt.images.dead_leaves import dead_leaves
 from partopt.pixels import read, rgb
 
 TWIN = dead_leaves(1, 24, seed=4)[0].transpose(1, 2, 0)[:, :16].copy()  # 24 high, 16 wide

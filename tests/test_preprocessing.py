@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from partopt import _torchvision
 from partopt.errors import PictureError
+from partopt.graph import torchvision_cpu as _torchvision
 from partopt.preprocessing import Preprocessing
 
 assert _torchvision

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from partopt.console import Plain
+from partopt.commands.console import Plain
 from partopt.printable import each, encodable, printable
 
 EVIL = "a\x1b[2Jb\x9b31mc\u202ed\rq\x07" + os.fsdecode(b"\xff")

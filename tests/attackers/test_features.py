@@ -14,9 +14,9 @@ from partopt.attackers.linear import Linear
 from partopt.attackers.pairs import Pairs
 from partopt.attackers.scoring import ssim_of
 from partopt.cache import written_to
-from partopt.datasets import ImageSet, Split
 from partopt.errors import AttackError, StorageError
-from partopt.graph import trace
+from partopt.graph.build import trace
+from partopt.images.load import ImageSet, Split
 from partopt.preprocessing import Preprocessing
 
 P = Preprocessing(48, 48, (0.5,) * 3, (0.5,) * 3)

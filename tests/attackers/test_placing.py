@@ -5,8 +5,8 @@ from torch import nn
 
 from partopt.attackers.layout import images_first, to_map
 from partopt.attackers.placing import Mixed, Shapes, batch_place, measure
-from partopt.dead_leaves import dead_leaves
 from partopt.errors import AttackError
+from partopt.images.dead_leaves import dead_leaves
 
 SIDE, CELLS, CHANNELS = 32, 8, 48
 

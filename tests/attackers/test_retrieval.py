@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from partopt.attackers.base import as_images
 from partopt.attackers.retrieval import Identified, Lineup, identify
-from partopt.dead_leaves import dead_leaves
 from partopt.errors import AttackError, ConfigError
+from partopt.images.dead_leaves import dead_leaves
 
 
 @pytest.fixture(scope="module")

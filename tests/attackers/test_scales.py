@@ -17,8 +17,8 @@ from partopt.attackers.scales import (
     ssim_at,
 )
 from partopt.attackers.scoring import ssim_of
-from partopt.dead_leaves import dead_leaves
 from partopt.errors import AttackError, ConfigError
+from partopt.images.dead_leaves import dead_leaves
 
 SIDE = 128
 

@@ -13,8 +13,8 @@ from partopt.attackers.pairs import Pairs
 from partopt.attackers.panel import make
 from partopt.attackers.rows import Rows
 from partopt.attackers.scoring import ssim_of
-from partopt.datasets import Split, at_resolution, load_images
-from partopt.models import load_model
+from partopt.images.load import Split, at_resolution, load_images
+from partopt.models.load import load_model
 
 pytestmark = pytest.mark.shared_data
 

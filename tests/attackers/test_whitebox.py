@@ -12,8 +12,8 @@ from partopt.attackers.inversion import _Picture, resized
 from partopt.attackers.pairs import Pairs
 from partopt.attackers.panel import make
 from partopt.attackers.scoring import ssim_of
-from partopt.datasets import at_resolution
-from partopt.dead_leaves import dead_leaves
+from partopt.images.dead_leaves import dead_leaves
+from partopt.images.load import at_resolution
 
 FEW = {
     "steps": 60,

@@ -19,16 +19,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from partopt.datasets import Split
-from partopt.dead_leaves import dead_leaves
-from partopt.enclave_runner import areas, messages, orchestrator
+from partopt.enclave_runner import orchestrator
+from partopt.enclave_runner.bundles.export import SEALED, Build, Source, export
 from partopt.enclave_runner.client import Client
-from partopt.enclave_runner.export import SEALED, Build, Source, export
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
-from partopt.enclave_runner.parts import WEIGHTS, Part, load_program
-from partopt.enclave_runner.sealing import read_key, unseal
+from partopt.enclave_runner.program.parts import WEIGHTS, Part, load_program
+from partopt.enclave_runner.program.sealing import read_key, unseal
+from partopt.enclave_runner.wire import areas, messages
 from partopt.errors import ServiceError
-from partopt.models import LoadedModel, load_model
+from partopt.images.dead_leaves import dead_leaves
+from partopt.images.load import Split
+from partopt.models.load import LoadedModel, load_model
 from partopt.optimizer.budgets import BUDGETS, Budget
 from partopt.optimizer.find import find
 

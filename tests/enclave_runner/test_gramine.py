@@ -8,11 +8,11 @@ import time
 import pytest
 import torch
 
-from partopt.enclave_runner import signing
 from partopt.enclave_runner.bench import bench
-from partopt.enclave_runner.export import Keys, Source, export
+from partopt.enclave_runner.bundles import signing
+from partopt.enclave_runner.bundles.export import Keys, Source, export
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
-from partopt.enclave_runner.sealing import read_key
+from partopt.enclave_runner.program.sealing import read_key
 from partopt.errors import BackendError, ServiceError, SessionError
 from partopt.profilers.base import Conditions
 from partopt.profilers.profile import profile

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from partopt.dead_leaves import dead_leaves
-from partopt.enclave_runner import rehearsal
-from partopt.enclave_runner.decoding import decoded
-from partopt.enclave_runner.parts import Limits
+from partopt.enclave_runner.inside import rehearsal
+from partopt.enclave_runner.inside.decoding import decoded
 from partopt.enclave_runner.pictures import sendable
+from partopt.enclave_runner.program.parts import Limits
 from partopt.errors import PictureError, ServiceError
+from partopt.images.dead_leaves import dead_leaves
 from partopt.preprocessing import Preprocessing
 
 HOW = Preprocessing(16, 18, (0.0,) * 3, (1.0,) * 3)
@@ -124,9 +124,11 @@ def test_the_rehearsal_opens_what_any_kind_of_picture_needs():
     import sys
 
     code = (
-        "import sys, io; from partopt.enclave_runner import head, rehearsal\n"
-        "from partopt.enclave_runner.decoding import decoded\n"
-        "from partopt.enclave_runner.parts import Limits; from partopt.preprocessing import *\n"
+        "import sys, io\n"
+        "from partopt.enclave_runner.inside import head, rehearsal\n"
+        "from partopt.enclave_runner.inside.decoding import decoded\n"
+        "from partopt.enclave_runner.program.parts import Limits\n"
+        "from partopt.preprocessing import *\n"
         "how = Preprocessing(16, 18)\n"
         "for p in rehearsal._pictures(16): decoded(p, how, Limits())\n"
         "before = set(sys.modules)\n"

@@ -17,13 +17,13 @@ import torch
 
 from partopt.enclave_runner.attestation import verifier
 from partopt.enclave_runner.client import Client
-from partopt.enclave_runner.ends import open_end
-from partopt.enclave_runner.frames import ANSWER
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
-from partopt.enclave_runner.parts import Part
-from partopt.enclave_runner.sealing import new_key
-from partopt.enclave_runner.start import Start
-from partopt.enclave_runner.transport import Exchange
+from partopt.enclave_runner.program.parts import Part
+from partopt.enclave_runner.program.sealing import new_key
+from partopt.enclave_runner.wire.ends import open_end
+from partopt.enclave_runner.wire.frames import ANSWER
+from partopt.enclave_runner.wire.start import Start
+from partopt.enclave_runner.wire.transport import Exchange
 from partopt.errors import BackendError, ServiceError, SessionError, UsageError
 
 

@@ -17,45 +17,41 @@ TRUSTED = {
     "errors",
     "pixels",
     "preprocessing",
-    "enclave_runner.accepted",
-    "enclave_runner.decoding",
-    "enclave_runner.ends",
-    "enclave_runner.filedrop",
-    "enclave_runner.frames",
-    "enclave_runner.head",
-    "enclave_runner.layouts",
-    "enclave_runner.messages",
-    "enclave_runner.operators",
-    "enclave_runner.parts",
-    "enclave_runner.programs",
-    "enclave_runner.quote",
-    "enclave_runner.sealing",
-    "enclave_runner.session",
-    "enclave_runner.shm",
-    "enclave_runner.start",
-    "enclave_runner.tcp",
-    "enclave_runner.transport",
+    "enclave_runner.wire.accepted",
+    "enclave_runner.inside.decoding",
+    "enclave_runner.wire.ends",
+    "enclave_runner.wire.filedrop",
+    "enclave_runner.wire.frames",
+    "enclave_runner.inside.head",
+    "enclave_runner.wire.layouts",
+    "enclave_runner.wire.messages",
+    "enclave_runner.program.operators",
+    "enclave_runner.program.parts",
+    "enclave_runner.program.programs",
+    "enclave_runner.inside.quote",
+    "enclave_runner.program.sealing",
+    "enclave_runner.wire.session",
+    "enclave_runner.wire.shm",
+    "enclave_runner.wire.start",
+    "enclave_runner.wire.tcp",
+    "enclave_runner.wire.transport",
 }
 PACKAGES = {"PIL", "cryptography", "numpy", "safetensors", "torch"}
-# The runner's parts. The inside is started by name, and imported by nothing but itself.
-PARTS = {
-    "inside": "decoding head probe quote rehearsal",
-    "wire": "accepted areas ends filedrop frames layouts messages session shm start tcp transport",
-    "program": "operators optimise parts programs recording sealing timed",
-    "bundles": "bundle describing export footprint gramine halves manifest sides signing",
-    "top": (
-        "attestation bench client doctor launcher orchestrator pictures presence probing tail "
-        "tail_service"
-    ),
-}
+# The runner's folders, and what a module there may import. The inside is started by name, and
+# imported by nothing but itself.
 MAY_IMPORT = {
     "inside": {"inside", "wire", "program"},
     "wire": {"wire"},
     "program": {"program", "wire"},
     "bundles": {"bundles", "program", "wire"},
-    "top": {"top", "bundles", "program", "wire"},
+    "": {"", "bundles", "program", "wire"},
 }
-PART = {name: part for part, names in PARTS.items() for name in names.split()}
+RUNNER = ROOT / "enclave_runner"
+
+
+def folder_of(name: str) -> str:
+    """The runner's folder that a module lies in; empty for those at its top."""
+    return name.removeprefix("enclave_runner.").rpartition(".")[0]
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
@@ -77,8 +73,11 @@ def imported(name: str) -> Iterator[str]:
             yield node.module
         elif isinstance(node, ast.ImportFrom):
             base = parent[: len(parent) - node.level + 1]
-            names = [node.module] if node.module else [a.name for a in node.names]
-            yield from ("." + ".".join([*base, n]) for n in names)
+            whole = [*base, *(node.module or "").split(".")] if node.module else base
+            if ROOT.joinpath(*whole).is_dir():
+                yield from ("." + ".".join([*whole, a.name]) for a in node.names)
+            else:
+                yield "." + ".".join(whole)
 
 
 def closure(name: str) -> tuple[set[str], set[str]]:
@@ -98,37 +97,44 @@ def closure(name: str) -> tuple[set[str], set[str]]:
 
 
 def test_the_head_worker_imports_what_is_listed_and_no_more():
-    own, packages = closure("enclave_runner.head")
+    own, packages = closure("enclave_runner.inside.head")
     assert own == TRUSTED
     assert packages == PACKAGES
 
 
 def test_what_comes_along_is_empty():
     """Importing a module runs the packages above it."""
-    assert not list(imported("enclave_runner.__init__"))
+    for folder in ("", ".inside", ".program", ".wire"):
+        assert not list(imported(f"enclave_runner{folder}.__init__"))
     lazily = {"__future__", "importlib", "typing"}
     assert set(imported("__init__")) <= lazily
 
 
-def test_every_file_of_the_runner_has_its_part():
-    files = {p.stem for p in (ROOT / "enclave_runner").glob("*.py")} - {"__init__"}
-    assert files == PART.keys()
+def modules() -> list[str]:
+    """All of the runner's modules."""
+    paths = [p.relative_to(ROOT) for p in RUNNER.rglob("*.py") if p.stem != "__init__"]
+    return sorted(".".join(p.with_suffix("").parts) for p in paths)
 
 
-@pytest.mark.parametrize("name", PART)
+def test_every_folder_of_the_runner_has_its_rule():
+    assert {folder_of(name) for name in modules()} == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("name", modules())
 def test_the_runners_arrows_run_one_way(name):
-    for other in imported(f"enclave_runner.{name}"):
-        place, _, there = other.removeprefix(".").partition(".")
+    here = folder_of(name)
+    for other in imported(name):
         if other.startswith(".enclave_runner."):
-            assert PART[there] in MAY_IMPORT[PART[name]], (name, there)
-        elif other.startswith(".") and PART[name] == "inside":
-            assert place in TRUSTED, (name, other)
+            assert folder_of(other[1:]) in MAY_IMPORT[here], (name, other)
+        elif other.startswith(".") and here == "inside":
+            assert other[1:] in TRUSTED, (name, other)
 
 
 def test_nobody_else_imports_the_inside():
-    folders = ("", "attackers", "optimizer", "profilers", "reporting", "benchmarks")
-    for path in (p for f in folders for p in (ROOT / f).glob("*.py")):
-        name = path.relative_to(ROOT)
-        for other in imported(".".join(name.with_suffix("").parts)):
-            place, _, there = other.rpartition(".")
-            assert not (place.endswith("enclave_runner") and PART.get(there) == "inside"), name
+    skipped = {"tests", "build", ".venv", ".cache"}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[0] in skipped or parts[:2] == ("enclave_runner", "inside"):
+            continue
+        for other in imported(".".join(parts)):
+            assert "enclave_runner.inside" not in other, (path, other)

@@ -13,16 +13,16 @@ from partopt.attackers.decoder import Decoder
 from partopt.attackers.features import FeatureStore
 from partopt.attackers.linear import Linear
 from partopt.attackers.panel import make
-from partopt.datasets import Split, load_images
 from partopt.errors import AttackError, StorageError
+from partopt.images.load import Split, load_images
 from partopt.optimizer.attempt import Bench, Failed, Reached, Wish, attempt, attempt_twice
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.find import find
 from partopt.optimizer.floor import floor_of
 from partopt.optimizer.pairs import pairs_at
-from partopt.optimizer.single import attack_cut
 from partopt.optimizer.stored import StoredAttack
-from partopt.optimizer.strength import strength
+from partopt.studies.single import attack_cut
+from partopt.studies.strength import strength
 
 FEW = {"steps": 3, "tvs": (0.0,), "distances": ("l2",), "tuning_images": 4}
 TINY = {"epochs": 1, "width": 8, "narrowest": 8, "blocks": 1}

@@ -7,10 +7,10 @@ from functools import cache, partial
 import pytest
 import torch
 
-from partopt import models
 from partopt.config import SplitConfig
-from partopt.datasets import Split
 from partopt.errors import ConfigError, UsageError
+from partopt.images.load import Split
+from partopt.models import load as models
 from partopt.optimizer import check as check_module
 from partopt.optimizer import prepare as prepare_module
 from partopt.optimizer.budgets import BUDGETS, Budget

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from partopt.datasets import Split
-from partopt.models import load_model
+from partopt.images.load import Split
+from partopt.models.load import load_model
 from partopt.optimizer.budgets import BUDGETS, Budget
 from partopt.optimizer.check import check
 from partopt.optimizer.find import find

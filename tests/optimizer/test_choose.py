@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partopt.attackers.scoring import Score
-from partopt.nodes import Cut
+from partopt.graph.nodes import Cut
 from partopt.optimizer.choose import Candidates, clearly_faster, compares, fastest
 from partopt.optimizer.plan import Plan
 from partopt.optimizer.rule import Evidence, judge

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from partopt.cache import cache_dir
-from partopt.datasets import Split
+from partopt.images.load import Split
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.find import find
 

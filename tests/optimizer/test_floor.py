@@ -3,8 +3,8 @@ import pytest
 
 from partopt.attackers.blind import Blind
 from partopt.attackers.scoring import ssim_of
-from partopt.datasets import ImageSet, Split, at_resolution
-from partopt.dead_leaves import dead_leaves
+from partopt.images.dead_leaves import dead_leaves
+from partopt.images.load import ImageSet, Split, at_resolution
 from partopt.optimizer import floor as module
 from partopt.optimizer.floor import floor_of, floors_of
 

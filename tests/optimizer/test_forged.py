@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from partopt import models
 from partopt.cache import cache_dir
 from partopt.config import SplitConfig
-from partopt.datasets import Split, load_images
-from partopt.dead_leaves import dead_leaves
 from partopt.errors import UsageError
+from partopt.images.dead_leaves import dead_leaves
+from partopt.images.load import Split, load_images
+from partopt.models import load as models
 from partopt.optimizer import find as find_module
 from partopt.optimizer import gate
 from partopt.optimizer import prepare as prepare_module

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from partopt.attackers.scoring import Score
-from partopt.datasets import Split
+from partopt.images.load import Split
 from partopt.optimizer.budgets import BUDGETS, evidence_of
 from partopt.optimizer.find import find
 from partopt.optimizer.minima import grant_of

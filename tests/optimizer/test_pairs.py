@@ -12,9 +12,9 @@ import torch
 from partopt.attackers import panel as registry
 from partopt.attackers.base import Attacker
 from partopt.attackers.rows import as_rows
-from partopt.datasets import Split
+from partopt.images.load import Split
 from partopt.optimizer.budgets import BUDGETS
-from partopt.optimizer.single import attack_cut
+from partopt.studies.single import attack_cut
 
 SPLIT = Split(48, 8, 12)
 NET = """

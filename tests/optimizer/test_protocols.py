@@ -8,8 +8,8 @@ import pytest
 
 from partopt import cli
 from partopt.config import Attack, SplitConfig
-from partopt.datasets import Split
 from partopt.errors import UsageError
+from partopt.images.load import Split
 from partopt.optimizer import protocols
 from partopt.optimizer.budgets import BUDGETS, budget_of
 from partopt.optimizer.check import CheckResult

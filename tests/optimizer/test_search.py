@@ -18,8 +18,8 @@ from partopt.attackers.decoder import Decoder
 from partopt.attackers.features import FeatureStore
 from partopt.attackers.linear import Linear
 from partopt.attackers.panel import make
-from partopt.datasets import Split, load_images
 from partopt.errors import AttackError, ConfigError, StorageError, UsageError
+from partopt.images.load import Split, load_images
 from partopt.optimizer import keys as keys_module
 from partopt.optimizer import search as search_module
 from partopt.optimizer.attempt import Bench
@@ -405,10 +405,10 @@ def test_resuming_after_kill(tmp_path):
         """
         import sys
         from dataclasses import replace
-        from partopt.datasets import Split
+        from partopt.images.load import Split
         from partopt.optimizer.budgets import BUDGETS
         from partopt.optimizer import find as f
-        from partopt.models import load_model
+        from partopt.models.load import load_model
         BUDGETS["quick"] = replace(BUDGETS["quick"], split=Split(48, 12, 12), resolution=32,
             minimum_images=20, settings={"linear": {"max_cells": 4000}, "decoder": {"epochs": 2,
             "width": 8, "narrowest": 8, "blocks": 1, "patience": 0}})
@@ -575,8 +575,8 @@ TOGETHER = """
     from torch import nn
     from partopt.attackers.features import FeatureStore, Making
     from partopt.attackers.panel import make
-    from partopt.datasets import Split, load_images
-    from partopt.models import LoadedModel
+    from partopt.images.load import Split, load_images
+    from partopt.models.load import LoadedModel
     from partopt.optimizer.floor import floor_of
     from partopt.optimizer.rule import judge
     from partopt.optimizer.attempt import Bench

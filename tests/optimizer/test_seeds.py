@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from partopt.attackers.intervals import student
 from partopt.attackers.scoring import score
 from partopt.errors import AttackError, UsageError
-from partopt.intervals import student
 from partopt.optimizer.seeds import pooled
 
 COUNT = 60

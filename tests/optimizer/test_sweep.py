@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from partopt.config import Attack, SplitConfig
-from partopt.datasets import Split
-from partopt.models import LoadedModel
+from partopt.images.load import Split
+from partopt.models.load import LoadedModel
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.find import find
 from partopt.optimizer.rule import Verdict

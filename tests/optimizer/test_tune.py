@@ -16,8 +16,8 @@ from partopt.attackers.base import Range, Tunable
 from partopt.attackers.linear import Linear
 from partopt.attackers.panel import ATTACKERS
 from partopt.config import SplitConfig
-from partopt.datasets import Split
 from partopt.errors import AttackError, UsageError
+from partopt.images.load import Split
 from partopt.optimizer import search as search_module
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.find import find

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from partopt.enclave_runner.areas import shm_folder
-from partopt.enclave_runner.programs import Program
+from partopt.enclave_runner.program.programs import Program
+from partopt.enclave_runner.wire.areas import shm_folder
 from partopt.errors import BackendError, ExportError, UsageError
-from partopt.graph import trace
+from partopt.graph.build import trace
 from partopt.profilers.backends import pick_accelerator, pick_enclave
 from partopt.profilers.base import Conditions, CutLatency, Duration, Profile
 from partopt.profilers.handoff import Handoff, handoff

@@ -15,8 +15,8 @@ import pytest
 
 from partopt.attackers.pictures import path_of
 from partopt.config import SplitConfig
-from partopt.datasets import Split
 from partopt.errors import UsageError
+from partopt.images.load import Split
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.check import CheckResult
 from partopt.optimizer.find import find

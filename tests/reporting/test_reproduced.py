@@ -10,14 +10,14 @@ from PIL import Image
 
 from partopt import cli
 from partopt.config import SplitConfig
-from partopt.datasets import Split
 from partopt.errors import UsageError
-from partopt.models import load_model
+from partopt.images.load import Split
+from partopt.models.load import load_model
 from partopt.optimizer import budgets, protocols
-from partopt.optimizer import reproduce as module
-from partopt.optimizer.published import HEADLINES, PHOTOS, ratio, share
-from partopt.optimizer.reproduce import reproduce
 from partopt.reporting import reproduced
+from partopt.studies import reproduce as module
+from partopt.studies.published import HEADLINES, PHOTOS, ratio, share
+from partopt.studies.reproduce import reproduce
 
 NAMES = ["relu", "layer1", "layer2", "layer3", "layer4"]
 

@@ -1,0 +1,1 @@
+"""What may be asked for: numbers, closed sets of names, output paths."""

@@ -1,0 +1,1 @@
+"""Writing and reading bundles: export, manifest, signing."""

@@ -1,0 +1,1 @@
+"""What runs in the enclave; started by name, imported by nothing outside."""

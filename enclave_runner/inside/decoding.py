@@ -1,0 +1,44 @@
+"""From a client's bytes to the network's input, inside the enclave."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from PIL import (
+    BmpImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from ...errors import PictureError, ServiceError
+from ...pixels import read
+from ...preprocessing import Preprocessing
+from ..program.parts import Limits
+from ..wire.accepted import FORMATS
+
+# Imported before the first image: an enclave may only open what was seen to be opened. MPO and TIFF
+# are what Pillow needs for a JPEG of several pictures, and for EXIF.
+_DECODERS = (BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)
+_ON_DEMAND = (MpoImagePlugin, TiffImagePlugin)
+
+
+def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch.Tensor:
+    """An encoded image as the model's input, shape (1, 3, H, W).
+
+    Raises:
+        ServiceError: ``bad-image`` or ``too-large``.
+        OSError, ImportError: The worker lacks a file; that is no fault of the image.
+    """
+    try:
+        unit = preprocessing.fit(read(io.BytesIO(image), limits.image_pixels, FORMATS))
+    except PictureError as error:
+        if error.code == "too-large":
+            raise ServiceError("too-large", f"the image {error}") from None
+        raise ServiceError(
+            "bad-image", f"the bytes are no usable JPEG, PNG, WebP or BMP ({error})"
+        ) from None
+    return preprocessing.normalise(torch.from_numpy(unit.copy())[None].float() / 255)

@@ -1,0 +1,154 @@
+"""Do all that a worker does and print what was opened; run by `footprint.look`.
+
+    python -m partopt.enclave_runner.inside.rehearsal BUNDLE/head BATCH < key
+
+prints one line of JSON. Unsealing, decoding each image format, a handshake and a forward pass: what
+that opens is what an enclave must be allowed to open. With a batch of 0 and a shape behind it, the
+folder is a profile worker's.
+"""
+
+from __future__ import annotations
+
+import sys
+
+_opened: set[str] = set()
+
+
+def _note(event: str, args: tuple[object, ...]) -> None:
+    if event == "open" and args and isinstance(args[0], str):
+        _opened.add(args[0])
+
+
+if __name__ == "__main__":
+    sys.addaudithook(_note)  # before anything else is imported
+
+import codecs
+import importlib
+import io
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from importlib.util import source_from_cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+_SYSTEM = ("/proc/", "/sys/", "/dev/")
+
+
+def _memory(field: str) -> int:
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def _mapped() -> set[str]:
+    with open("/proc/self/maps") as file:
+        lines = [line.split(maxsplit=5) for line in file]
+    return {p[5].strip() for p in lines if len(p) == 6 and p[5].startswith("/")}
+
+
+def _other_names(path: str) -> set[str]:
+    """The names in its folder that lead to a library: the loader opens those."""
+    folder = Path(path).parent
+    stem = Path(path).name.split(".so")[0]
+    return {
+        str(p) for p in folder.glob(f"{stem}.so*") if p.is_symlink() and p.resolve() == Path(path)
+    }
+
+
+def _pictures(side: int) -> Iterator[bytes]:
+    """One of each format and of each kind of pixels that is read in a way of its own."""
+    plain = Image.new("RGB", (side + 9, side))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    png = [("PNG", mode) for mode in ("I;16", "P", "RGBA", "RGB")]
+    webp = [("WEBP", mode) for mode in ("RGBA", "RGB")]
+    for kind, mode in [("JPEG", "CMYK"), *png, *webp, ("BMP", "RGB"), ("JPEG", "RGB")]:
+        data = io.BytesIO()
+        picture = Image.new(mode, plain.size) if mode == "I;16" else plain.convert(mode)
+        exif = {} if kind == "BMP" else {"exif": turned.tobytes()}
+        picture.save(data, kind, **exif)
+        yield data.getvalue()
+
+
+def _rehearse_head(folder: Path, batch: int, key: bytes) -> None:
+    """All that a head worker does with an image."""
+    from ..program.parts import Part, load_program
+    from ..wire.messages import decode, encode
+    from ..wire.session import accept, connect
+    from .decoding import decoded
+
+    part = Part.read(folder)
+    program = load_program(folder, part, key or None)
+    assert part.preprocessing is not None
+    for data in _pictures(part.preprocessing.input_size):
+        one = decoded(data, part.preprocessing, part.limits)
+    for size in {1, batch}:
+        program(torch.cat([one] * size))
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(
+        target=lambda: accept(theirs, "native", lambda _: b"", 1 << 16).receive()
+    )
+    thread.start()
+    connect(ours, lambda hello: None, 1 << 16)[0].send(encode({"id": 1}))
+    thread.join()
+    decode(encode({"id": 1}))
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as door:
+        door.bind(("127.0.0.1", 0))
+
+
+def _rehearse_probe(folder: Path, shape: list[int]) -> None:
+    """A profile worker's pass."""
+    from ..program.timed import passed
+    from .probe import prepare
+
+    passed(*prepare(folder, shape, 0, "cpu"), [])
+
+
+def main(folder: Path, batch: int, shape: list[int]) -> None:
+    """Rehearse and print."""
+    codecs.lookup("ascii")  # what Python falls back on where no locale is set
+    # The worker itself, and not the other one: each file more is one more to trust.
+    importlib.import_module(".head" if batch else ".probe", __package__)
+    runtime = _memory("VmRSS") - _memory("RssFile")
+    if batch:
+        _rehearse_head(folder, batch, bytes.fromhex(sys.stdin.read().strip()))
+    else:
+        _rehearse_probe(folder, shape)
+    libraries = _mapped()
+    modules = {
+        name
+        for m in list(sys.modules.values())
+        for name in [getattr(m, "__file__", None)]
+        if isinstance(name, str)
+    }
+    files = {os.path.abspath(f) for f in _opened | modules | libraries} - {
+        os.path.abspath(__file__)
+    }
+    # Inside Gramine every file is of the year 1970, so Python compiles each source anew.
+    compiled = {f for f in files if f.endswith(".pyc")}
+    files |= {source_from_cache(f) for f in compiled if "__pycache__" in f}
+    files -= {f for f in compiled if "__pycache__" in f}
+    for library in libraries:
+        files |= _other_names(library)
+    start = [Path(sys.prefix) / "pyvenv.cfg", *(Path(p) for p in sys.path)]
+    for path in start:
+        files |= {str(p) for p in path.glob("*.pth")} if path.is_dir() else {str(path)}
+    inside = os.path.abspath(folder)
+    kept = sorted(f for f in files if os.path.isfile(f) and not f.startswith((*_SYSTEM, inside)))
+    seen = {
+        "files": kept,
+        "libraries": sum(os.path.getsize(f) for f in libraries if os.path.isfile(f)),
+        "runtime": runtime,
+        "peak": _memory("VmHWM") - _memory("RssFile"),
+        "prefixes": sorted({sys.prefix, sys.base_prefix}),
+    }
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), [int(n) for n in sys.argv[3:]])

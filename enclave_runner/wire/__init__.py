@@ -1,0 +1,1 @@
+"""How head, tail and clients speak: sessions, frames, transports."""

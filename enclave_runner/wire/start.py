@@ -1,0 +1,79 @@
+"""What a worker is told at its start. It comes from the host, so every value is bounded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...errors import FrameError
+from .transport import MAX_SLOTS, NAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Settings of a worker.
+
+    Attributes:
+        transport: ``shm``, ``tcp`` or ``file``.
+        area: Path of the shared memory or folder of the files ("" where a descriptor is inherited).
+        slots: Frames under way, at most.
+        batch: Images a run, at most.
+        threads: Compute threads.
+        queue: Requests that wait in the head worker; more are answered "busy".
+        host, port: Where clients connect (head), or where the head listens for the tail (tail).
+        token: What the tail says first, 32 hex digits.
+        timeout: Seconds until a silent tail is given up.
+        device: ``cpu`` or ``cuda`` (tail).
+        descriptor: Inherited descriptor of the shared memory (tail), or -1.
+    """
+
+    transport: str
+    area: str
+    slots: int
+    batch: int
+    threads: int
+    queue: int
+    host: str
+    port: int
+    token: str
+    timeout: float = 60.0
+    device: str = "cpu"
+    descriptor: int = -1
+
+    def to_event(self) -> dict[str, Any]:
+        """As a line on the control connection."""
+        return asdict(self)
+
+
+_BOUNDS = {
+    "slots": (1, MAX_SLOTS),
+    "batch": (1, 1024),
+    "threads": (1, 1024),
+    "queue": (1, 4096),
+    "port": (0, 65535),
+    "descriptor": (-1, 1 << 20),
+}
+
+
+def start_from(event: dict[str, Any] | None) -> Start:
+    """Check a start line.
+
+    Raises:
+        FrameError: A value that is missing, unknown or out of bounds.
+    """
+    try:
+        start = Start(**(event or {}))
+    except TypeError:
+        raise FrameError(
+            "malformed", "the start line lacks a setting or has an unknown one"
+        ) from None
+    for name, (low, high) in _BOUNDS.items():
+        value = getattr(start, name)
+        if type(value) is not int or not low <= value <= high:
+            raise FrameError("malformed", f"the start line has {name} out of bounds")
+    texts = (start.area, start.host, start.token, start.device)
+    if any(type(t) is not str or len(t) > 1000 for t in texts) or start.transport not in NAMES:
+        raise FrameError("malformed", "the start line has a text that cannot be used")
+    if type(start.timeout) not in (int, float) or not 0 < start.timeout <= 3600:
+        raise FrameError("malformed", "the start line has a timeout out of bounds")
+    return start

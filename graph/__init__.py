@@ -1,0 +1,1 @@
+"""From a model to its layer graph: traced, compared with the model, cut and parted."""

@@ -1,0 +1,1 @@
+"""What results are kept under: networks, values, code."""

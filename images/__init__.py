@@ -1,0 +1,1 @@
+"""Which images: folders, telemetry as images, generated ones."""

@@ -1,0 +1,1 @@
+"""Which model, with which weights: loading, checkpoints, users' factories."""

@@ -1,0 +1,1 @@
+"""Attacks on single cuts, their strength, and the published tables redrawn."""

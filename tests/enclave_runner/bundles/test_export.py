@@ -1,0 +1,317 @@
+import copy
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load
+
+import partopt
+from partopt.config import SplitConfig, Tensor
+from partopt.enclave_runner.bundles.bundle import Bundle, read_bundle
+from partopt.enclave_runner.bundles.export import SEALED, Build, Keys, Source, export
+from partopt.enclave_runner.bundles.manifest import GramineWorker, render
+from partopt.enclave_runner.program.parts import WEIGHTS, Part, load_program
+from partopt.enclave_runner.program.recording import join
+from partopt.enclave_runner.program.sealing import new_key, read_key, unseal
+from partopt.errors import (
+    BackendError,
+    BundleError,
+    CutError,
+    ExportError,
+    UsageError,
+    WeightsError,
+)
+from partopt.graph.answers import tensors
+from partopt.models.load import LoadedModel
+
+from ..test_trusted_base import TRUSTED
+
+# Importing a module runs the packages above it; they are empty.
+INITS = {"__init__", "enclave_runner.__init__"} | {
+    f"enclave_runner.{folder}.__init__" for folder in ("inside", "program", "wire")
+}
+
+
+def test_the_bundle_says_what_it_is(made):
+    bundle = read_bundle(made.folder)
+    assert (bundle.model, bundle.cut, bundle.batch) == ("runnets:Net", "mid.2", 4)
+    assert bundle.boundary[0].shape == [1, 24, 16, 16]
+    assert bundle.payload_bytes == 24 * 16 * 16 * 4
+    assert bundle.optimisation.switches == []
+    assert bundle.footprint.enclave_size >= bundle.footprint.libraries
+    assert any("random" in w for w in bundle.warnings)
+    on_disk = {str(p.relative_to(made.folder)) for p in made.folder.rglob("*") if p.is_file()}
+    assert on_disk == {*bundle.files, "bundle.json"}
+    assert SplitConfig.read(made.folder / "split.json").cut.name == "mid.2"
+
+
+def test_each_side_holds_its_own_weights_alone_and_the_heads_are_sealed(made):
+    sealed = (made.folder / "head" / SEALED).read_bytes()
+    head = load(unseal(sealed, made.key, f"head/{WEIGHTS}"))
+    tail = load((made.folder / "tail" / WEIGHTS).read_bytes())
+    names = {k.split(".")[0] for k in head}, {k.split(".")[0] for k in tail}
+    assert names == ({"stem", "mid"}, {"late", "fc"})
+    everything = b"".join(p.read_bytes() for p in made.folder.rglob("*") if p.is_file())
+    for name, tensor in head.items():
+        raw = tensor.numpy().tobytes()
+        if len(raw) >= 32 and len(set(raw)) > 8:
+            assert raw[:32] not in everything, f"{name} lies in the bundle in the clear"
+    assert made.key not in everything
+    assert made.key.hex().encode() not in everything
+
+
+def test_programs_from_the_bundle_give_the_models_answer(made, photo):
+    head, tail = (
+        load_program(made.folder / r, Part.read(made.folder / r), made.key)
+        for r in ("head", "tail")
+    )
+    with torch.inference_mode():
+        x = made.prepared(photo)
+        assert torch.equal(tail(*head(x))[0], made.loaded.module(x))
+
+
+def test_any_changed_file_is_noticed(made, tmp_path):
+    copy = made.copy(tmp_path / "b")
+    for name in read_bundle(copy).files:
+        kept = (copy / name).read_bytes()
+        (copy / name).write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+        with pytest.raises(BundleError, match="missing from the bundle or was changed"):
+            read_bundle(copy)
+        (copy / name).unlink()
+        with pytest.raises(BundleError, match="missing"):
+            read_bundle(copy)
+        (copy / name).write_bytes(kept)
+    read_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 2},
+        {"extra": 1},
+        {"batch": "x"},
+        {"files": {"../x": "0" * 64}},
+        {"files": {"/etc/passwd": "0" * 64}},
+        {"seal": "rot13"},
+    ],
+)
+def test_a_wrong_bundle_json_is_refused(made, tmp_path, change):
+    copy = made.copy(tmp_path / "b")
+    data = json.loads((copy / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps({**data, **change}))
+    with pytest.raises(BundleError):
+        read_bundle(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"schema": 1}', "[" * 100_000])
+def test_what_is_no_bundle_json(tmp_path, text):
+    (tmp_path / "bundle.json").write_text(text)
+    with pytest.raises(BundleError):
+        read_bundle(tmp_path)
+
+
+def test_workers_check_hashes_themselves(made, tmp_path):
+    copy = made.copy(tmp_path / "b")
+    part = Part.read(copy / "tail")
+    for name in ("program.json", WEIGHTS):
+        kept = (copy / "tail" / name).read_bytes()
+        (copy / "tail" / name).write_bytes(kept + b" ")
+        with pytest.raises(BundleError, match="was changed since export"):
+            load_program(copy / "tail", part, None)
+        (copy / "tail" / name).write_bytes(kept)
+    with pytest.raises(BundleError, match="key is wrong"):
+        load_program(copy / "head", Part.read(copy / "head"), new_key())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("limits", "batch"), 0),
+        (("limits", "batch"), 10**9),
+        (("limits", "image_bytes"), "x"),
+        (("inputs", 0, "shape"), [1, -3]),
+        (("inputs", 0, "dtype"), "object"),
+        (("role",), "cow"),
+        (("seal",), "rot13"),
+        (("preprocessing", "resize"), 1 << 40),
+        (("schema",), 9),
+        (("preprocessing", "interpolation"), "magic"),
+        (("inputs", 0, "shape"), [1 << 31] * 8),
+    ],
+)
+def test_a_wrong_spec_is_refused(made, tmp_path, path, value):
+    copy = made.copy(tmp_path / "b")
+    data = json.loads((copy / "head" / "spec.json").read_text())
+    place = data
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    (copy / "head" / "spec.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError):
+        Part.read(copy / "head")
+
+
+def test_nothing_is_overwritten(made, tmp_path):
+    with pytest.raises(UsageError, match="not empty"):
+        export(Source(split=made.split), made.folder)
+    (tmp_path / "k").write_text("mine")
+    with pytest.raises(UsageError, match="`key` got"):
+        export(Source(split=made.split), tmp_path / "b", keys=Keys(file=tmp_path / "k"))
+    with pytest.raises(UsageError, match="inside the bundle"):
+        export(Source(split=made.split), tmp_path / "b", keys=Keys(file=tmp_path / "b" / "k"))
+    assert not (tmp_path / "b").exists()
+
+
+def test_other_weights_than_were_attacked_are_refused(made, tmp_path):
+    config = SplitConfig.read(made.split)
+    other = config.model.model_copy(update={"weights_hash": "1" * 64})
+    path = tmp_path / "s.json"
+    config.model_copy(update={"model": other}).write(path)
+    with pytest.raises(WeightsError, match="not those"):
+        export(Source(split=path), tmp_path / "b")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_cut_no_bundle(made, tmp_path):
+    path = tmp_path / "s.json"
+    SplitConfig.read(made.split).model_copy(update={"cut": None}).write(path)
+    with pytest.raises(UsageError, match="no cut"):
+        export(Source(split=path), tmp_path / "b")
+
+
+def test_weights_that_lie_on_both_sides_are_told_from_the_start(find_split, tmp_path):
+    split, loaded = find_split("runnets:Tied", "relu")
+    told = "head and tail both read a.weight"
+    assert any(told in w for w in SplitConfig.read(split).warnings)
+    done = export(Source(split=split), tmp_path / "b")
+    assert any(told in w for w in done.warnings)
+    assert done.off == 0
+    halves = [
+        load_program(done.folder / role, Part.read(done.folder / role), read_key(done.key))
+        for role in ("head", "tail")
+    ]
+    image = torch.rand(2, 3, 32, 32)
+    (answer,) = halves[1](*halves[0](image))
+    (together,) = join(*halves)(image)
+    with torch.no_grad():
+        assert torch.equal(answer, loaded.module(image))
+        assert torch.equal(together, answer)
+
+
+def test_a_graph_that_was_not_attacked_is_refused(made, tmp_path):
+    """Names of nodes may come to mean other layers of the same shape."""
+    config = SplitConfig.read(made.split)
+    other = config.model.model_copy(update={"graph_hash": "1" * 64})
+    path = tmp_path / "s.json"
+    config.model_copy(update={"model": other}).write(path)
+    with pytest.raises(CutError, match="not the one that was attacked"):
+        export(Source(split=path), tmp_path / "b")
+
+
+def test_programs_are_held_against_the_loaded_model(made, tmp_path, monkeypatch):
+    """Not against the graph: a graph of another network cannot vouch for itself."""
+    honest = LoadedModel.trace
+
+    def wrong(self):
+        graph = honest(self)
+        graph.module.late = copy.deepcopy(graph.module.late)
+        with torch.no_grad():
+            graph.module.late.bias += 0.1
+        return graph
+
+    monkeypatch.setattr(LoadedModel, "trace", wrong)
+    with pytest.raises(ExportError, match="answer otherwise than the model"):
+        export(Source(split=made.split), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("name", ["Packed", "Whole"])
+def test_answers_in_containers_are_exported(find_split, tmp_path, name):
+    split, loaded = find_split(f"runnets:{name}", "a")
+    done = export(Source(split=split), tmp_path / "b")
+    halves = [
+        load_program(done.folder / role, Part.read(done.folder / role), read_key(done.key))
+        for role in ("head", "tail")
+    ]
+    image = torch.rand(1, 3, 32, 32)
+    got = halves[1](*halves[0](image))
+    with torch.no_grad():
+        want = tensors(loaded.module(image))
+    assert [t.shape for t in got] == [t.shape or (1,) for t in want]
+    assert all(torch.equal(g, w.reshape(g.shape)) for g, w in zip(got, want, strict=True))
+    assert done.bundle.batch == (8 if name == "Packed" else 1)
+
+
+def test_a_complex_boundary_is_refused(find_split, tmp_path):
+    split, loaded = find_split("runnets:Spectral", "a")
+    config = SplitConfig.read(split)
+    cut = loaded.trace().cut("fft_fft2")
+    tensor = Tensor(**{**vars(cut.boundary[0]), "shape": list(cut.boundary[0].shape)})
+    chosen = config.cut.model_copy(update={"name": cut.name, "boundary": [tensor]})
+    config.model_copy(update={"cut": chosen}).write(split)
+    with pytest.raises(ExportError, match="complex64, which cannot cross"):
+        export(Source(split=split), tmp_path / "b")
+
+
+def test_labels(made, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\n")
+    with pytest.raises(UsageError, match="3 labels for 5 classes"):
+        export(Source(split=made.split), tmp_path / "b", build=Build(labels=str(names)))
+    with pytest.raises(UsageError, match="use imagenet or a text file"):
+        export(Source(split=made.split), tmp_path / "b", build=Build(labels="nope.txt"))
+
+
+def test_what_gramine_lacks_is_said(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendError, match="gramine-sgx-pf-crypt is not on PATH"):
+        export(Source(split=made.split), tmp_path / "b", keys=Keys(seal_with="gramine"))
+    (tmp_path / "key.pem").write_text("x")
+    done = export(Source(split=made.split), tmp_path / "b", keys=Keys(sign=tmp_path / "key.pem"))
+    assert any("not signed" in w for w in done.warnings)
+    assert done.bundle.mrenclave is None
+
+
+def test_the_manifest_trusts_files_not_folders(made):
+    text = (made.folder / "head.manifest.template").read_text()
+    trusted = text.split("sgx.trusted_files = [")[1].split("]")[0]
+    entries = [line.strip().strip('",') for line in trusted.splitlines() if line.strip()]
+    folders = [e for e in entries if e.endswith("/")]
+    assert folders == ["file:{{ gramine.runtimedir() }}/"]
+    assert len(entries) < 3000
+    assert "file:head/spec.json" in entries
+    assert "sys.disallow_subprocesses = true" in text
+    assert "sgx.debug = false" in text
+    allowed = text.split("sgx.allowed_files = [")[1]
+    assert allowed.count("file:") + allowed.count("dev:") == 2
+    assert "/torch/lib/libtorch_cpu.so" in trusted
+    assert "torchvision" not in trusted, "the enclave needs no torchvision"
+    assert "/optuna/" not in trusted
+    package = f"file:{os.path.dirname(partopt.__file__)}/"
+    own = {e.removeprefix(package) for e in entries if e.startswith(package)}
+    read = {e.removesuffix(".py").replace("/", ".") for e in own}
+    assert read == {*TRUSTED, *INITS}, "what the head worker imports"
+    assert not any(name in trusted for name in ("libc.so.6", "libm.so.6"))
+
+
+def test_a_path_cannot_write_the_manifest():
+    worker = GramineWorker(
+        module="m",
+        folder='x"{{ evil }}',
+        names=["n"],
+        trusted=True,
+        files=[],
+        prefixes=[],
+        enclave_size=1 << 30,
+        max_threads=8,
+    )
+    with pytest.raises(ExportError, match="cannot stand in a manifest"):
+        render(worker)
+    assert 'uri = "file:a\\"b"' in render(replace(worker, folder='a"b'))
+
+
+def test_bundle_schema_is_strict():
+    with pytest.raises(ValueError, match="extra"):
+        Bundle.model_validate({"extra": 1})
