@@ -607,7 +607,7 @@ def _failed(error: Exception, debug: bool) -> int:
 def _usage(error: Any) -> str:
     """What typer found wrong, a word that is none of those allowed said as we say it elsewhere."""
     text = str(error.format_message())
-    found = re.search(r"'(.*)' is not one of (.*?)\.?$", text)
+    found = re.search(r"'(.*)' is not one of (.*?)\.?$", str(getattr(error, "message", "")), re.S)
     parameter = getattr(error, "param", None)
     if found is None or parameter is None:
         return text

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
+from ..choices import known_names
 from ..config import CutInfo, SplitConfig
 from ..errors import ConfigError, CutError, PartoptError, UsageError
 from ..graph.build import Cut, LayerGraph
@@ -120,18 +121,19 @@ def check_all(
     Raises:
         UsageError: There is nothing to check, or `model` or `weights` with several configs.
     """
+    told = known_names("check", options, frozenset(CheckOptions.__annotations__))
     found = None if str(settings_file) == "none" else settings_file or discover(Path.cwd())
     settings = Settings() if found is None else read(Path(found), under_test)
     entries = {str(Path(e.split).resolve()): e for e in settings.entries() if e.split is not None}
     paths = [Path(p) for p in splits] or [Path(p) for p in entries]
     if not paths:
         raise UsageError("`splits` got nothing; name split configs or list them in partopt.toml")
-    if len(paths) > 1 and (options.get("model") or options.get("weights")):
+    if len(paths) > 1 and (told.get("model") or told.get("weights")):
         raise UsageError("`model` and `weights` fit one split config; list several in partopt.toml")
     results = []
     for path in paths:
         entry = entries.get(str(path.resolve()))
-        given: dict[str, Any] = {n: v for n, v in options.items() if v is not None}
+        given = dict(told)
         try:
             if entry is None:
                 entry = _nearest_entry(settings, SplitConfig.read(path).model.spec)

@@ -38,6 +38,8 @@ def test_defaults_reach_every_model_and_paths_follow_the_file(tmp_path):
         ('attackers = "linear"', "wrong at `attackers`"),
         ('threads = "many"', "wrong at `threads`"),
         ("models = 3", "wrong at `models`"),
+        ("strict = true", "the key `strict`, which is called `require_weights` now"),
+        ('enclave = "sgx"', "wrong at `enclave`"),
     ],
 )
 def test_problems_name_the_key(tmp_path, text, message):
