@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
-from ..choices import known_names
+from ..arguments.choices import known_names
 from ..config import CutInfo, SplitConfig
 from ..errors import ConfigError, CutError, PartoptError, UsageError
 from ..graph.build import Cut, LayerGraph

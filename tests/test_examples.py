@@ -26,9 +26,16 @@ from partopt.testing import CHECKS
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SMALL = Budget("quick", "screening", Split(40, 12, 16), 32, 20, {"linear": {"max_cells": 3000}})
 OWN = [
-    "photos", "--model", "network:make", "--weights", "none", "--input-size", "64",
-    "--cuts", "stage",
-]  # fmt: skip
+    "photos",
+    "--model",
+    "network:make",
+    "--weights",
+    "none",
+    "--input-size",
+    "64",
+    "--cuts",
+    "stage",
+]
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +106,22 @@ def test_custom_attacker_is_found_by_its_entry_point(monkeypatch, capsys):
     monkeypatch.setattr(metadata, "entry_points", lambda group: [entry] * (group == panel.GROUP))
     assert panel.make("cellwise", {"batch": 4}).batch == 4
     code = cli.run(
-        ["attack", "--model", "network:make", "--weights", "none", "--input-size", "64",
-         "--cut", "blocks.1.relu", "--attackers", "cellwise", "--budget", "quick"]
-    )  # fmt: skip
+        [
+            "attack",
+            "--model",
+            "network:make",
+            "--weights",
+            "none",
+            "--input-size",
+            "64",
+            "--cut",
+            "blocks.1.relu",
+            "--attackers",
+            "cellwise",
+            "--budget",
+            "quick",
+        ]
+    )
     assert code == 0
     assert "cellwise" in capsys.readouterr().out
 

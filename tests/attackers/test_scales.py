@@ -48,10 +48,16 @@ def attack(photos: np.ndarray, change):
 @pytest.mark.parametrize(
     ("side", "sides"),
     [
-        (224, (224, 112)), (256, (256, 128, 64)), (299, (299, 149, 74)), (128, (128, 64)),
-        (127, (127,)), (96, (96,)), (48, (48,)), (11, (11,)),
+        (224, (224, 112)),
+        (256, (256, 128, 64)),
+        (299, (299, 149, 74)),
+        (128, (128, 64)),
+        (127, (127,)),
+        (96, (96,)),
+        (48, (48,)),
+        (11, (11,)),
     ],
-)  # fmt: skip
+)
 def test_halves_down_to_64_pixels_and_always_the_side_itself(side, sides):
     assert sides_of(side) == sides
 
