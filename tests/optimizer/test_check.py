@@ -18,7 +18,7 @@ from partopt.optimizer.check import CheckResult, check_all, worst
 from partopt.optimizer.find import find
 from partopt.optimizer.policy import Policy
 from partopt.profilers import profile as profile_module
-from partopt.profilers.base import Figure
+from partopt.profilers.base import Duration
 
 NET = """
 import torch
@@ -77,7 +77,7 @@ def made(tmp_path_factory):
         loaded = models.load_model("checknet:Net", input_size=32, weights="protects.pth")
         # All cuts take as long, or the machine's other work would choose one.
         patch.setattr(
-            profile_module, "_figure", lambda _, where: Figure(1.0, 0.0, "measured", where)
+            profile_module, "_duration", lambda _, where: Duration(1.0, 0.0, "measured", where)
         )
         result = find(loaded, repetitions=2, cuts="all")
     assert result.found

@@ -12,7 +12,7 @@ from partopt.optimizer.check import check, check_all
 from partopt.optimizer.check_request import CheckOptions, CheckRequest
 from partopt.optimizer.find import find
 from partopt.optimizer.policy import Policy
-from partopt.optimizer.reproduce import reproduce
+from partopt.studies.reproduce import reproduce
 from partopt.optimizer.requests import (
     CutChoice,
     Effort,
@@ -21,8 +21,8 @@ from partopt.optimizer.requests import (
     ImageChoice,
     Timing,
 )
-from partopt.optimizer.single import attack_cut
-from partopt.optimizer.strength import strength
+from partopt.studies.single import attack_cut
+from partopt.studies.strength import strength
 from partopt.profilers.base import Conditions
 from partopt.profilers.sgx_model import SgxModel
 
