@@ -1,4 +1,4 @@
-"""The commands that deploy a cut: export, run, serve, unlock, bench. No logic."""
+"""The commands that deploy a cut: export, run, serve, unlock, bench, doctor. No logic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..arguments.choices import AcceleratorName, EnclaveName, SealName, ServiceName, TransportName
-from .console import AsJson, Debug, Shown, show, tell, written
+from .console import AsJson, Debug, Shown, out, show, tell, written
 
 if TYPE_CHECKING:
     from ..enclave_runner.client import Client
@@ -432,3 +432,25 @@ def _address(name: str, text: str) -> tuple[str, int]:
     if not colon or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"`{name}` got {text!r}; use HOST:PORT")
     return host or "127.0.0.1", int(port)
+
+
+@app.command()
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Say what this machine has, and what each lack costs.
+
+    Looks for torch, a GPU, SGX, Gramine and the caches.
+    """
+    from dataclasses import asdict
+
+    from rich.text import Text
+
+    from ..enclave_runner.doctor import examine
+
+    findings = examine()
+    if as_json:
+        written(json.dumps([asdict(f) for f in findings], indent=2) + "\n")
+        return
+    for finding in findings:
+        mark = f"{finding.state:<7}", "green" if finding.state == "ok" else "yellow"
+        line = Text.assemble(mark, f" {finding.name:<18} {finding.detail}")
+        out.print(line, soft_wrap=True)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from ..arguments.choices import AcceleratorName, BudgetName, EnclaveName, ProtocolName, ScaleName
+from ..arguments.choices import (
+    AcceleratorName,
+    BudgetName,
+    EnclaveName,
+    KindOfCuts,
+    ProtocolName,
+    ScaleName,
+)
 
 Three = Annotated[str | None, typer.Option(help="One number or three, separated by commas")]
 OneCut = Annotated[str, typer.Option(help="Name of a cut, as partopt cuts lists them")]
@@ -82,3 +89,19 @@ def _renamed(given: bool) -> None:
 
 
 OldStrict = Annotated[bool, typer.Option("--strict", hidden=True, callback=_renamed)]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="efficientnet_b0 (torchvision), timm:NAME, package.module:factory or FILE.pt2"
+    ),
+]
+Settings = Annotated[
+    Path | None,
+    typer.Option("--config", help="partopt.toml, or pyproject.toml with [tool.partopt]"),
+]
+
+
+def kind_of_cuts(text: str) -> str | list[str]:
+    """A kind of cuts, or names of nodes, as given to ``--cuts``."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    return names[0] if len(names) == 1 and names[0] in get_args(KindOfCuts) else names

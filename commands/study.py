@@ -1,7 +1,8 @@
-"""The commands for a study: what the data looks like, and the published tables. No logic."""
+"""Studies: attack, strength, reproduce, and what the data looks like. No logic."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from .options import (
     Enclave,
     InputSize,
     LeafModules,
+    Model,
     OldStrict,
     OneCut,
     RequireWeights,
@@ -25,14 +27,90 @@ from .options import (
     SgxModelText,
     Storage,
     Three,
+    TrustModel,
     Weights,
 )
 
 if TYPE_CHECKING:
+    from ..optimizer.requests import AttackOptions
     from ..studies.reproduce import ReproduceOptions
     from ..studies.strength import StrengthOptions
 
 app = typer.Typer()
+
+
+@app.command()
+def attack(
+    model: Model,
+    cut: OneCut,
+    attackers: Annotated[
+        str | None,
+        typer.Option(help="linear, newton, decoder, cgan, rmle, hybrid, ensemble or a plug-in's"),
+    ] = None,
+    weights: Weights = None,
+    data: Data = None,
+    budget: Budget = None,
+    resolution: Resolution = None,
+    accelerator: Accelerator = None,
+    images_out: Annotated[
+        Path | None, typer.Option(help="PNG: originals over reconstructions")
+    ] = None,
+    show_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--show", help="Folder of pictures for --images-out, not scored [test images]"
+        ),
+    ] = None,
+    seed: Seed = None,
+    require_weights: RequireWeights = False,
+    trust_model: TrustModel = False,
+    mean: Three = None,
+    std: Three = None,
+    input_size: InputSize = None,
+    concrete_args: ConcreteArgs = None,
+    leaf_modules: LeafModules = None,
+    strict: OldStrict = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run attackers on one cut: scores beside the floor, pictures."""
+    from ..arguments.outputs import writable
+    from ..errors import UsageError
+    from ..graph.traceargs import Tracing
+    from ..reporting.attacked import as_dict, table
+    from ..studies.single import attack_cut
+
+    if show_folder is not None and images_out is None:
+        raise UsageError(f"`show` got {str(show_folder)!r}, which needs --images-out; add it")
+    if images_out is not None:
+        writable(images_out, "images-out", replaced=False)
+    given: AttackOptions = {
+        "attackers": attackers,
+        "weights": weights,
+        "data": data,
+        "budget": budget,
+        "resolution": resolution,
+        "accelerator": accelerator,
+        "seed": seed,
+        "require_weights": require_weights,
+        "trust_model": trust_model,
+        "mean": numbers("mean", mean),
+        "std": numbers("std", std),
+        "input_size": input_size,
+        "tracing": Tracing.parse(concrete_args, leaf_modules),
+    }
+    with Shown() as shown:
+        found = attack_cut(model, cut, show=show_folder, watcher=shown, **given)
+    if images_out is not None:
+        found.save(images_out)
+    if as_json:
+        written(json.dumps(as_dict(found), indent=2) + "\n")
+    else:
+        show(table(found))
+    if images_out is not None:
+        err.print(f"pictures: {images_out}", highlight=False, markup=False)
+    if found.strongest is None or any(r.score is None for r in found.results):
+        raise typer.Exit(1)
 
 
 @app.command()

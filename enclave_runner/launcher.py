@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ..errors import BackendError, ServiceError, UsageError
+from ..errors import BackendError, BundleError, ServiceError, UsageError
 from .bundles.bundle import TEMPLATE
 from .bundles.gramine import INSTALL, run_tool
 from .bundles.manifest import ENVIRONMENT
@@ -103,13 +103,28 @@ def rendered(backend: str, folder: Path, into: Path) -> Path:
         BackendError: No signed manifest, or Gramine's tools fail.
     """
     if backend == "gramine-sgx":
+        _of_this_version(folder / TEMPLATE)
         if not (folder / "head.sig").is_file():
             raise BackendError("the bundle is not signed; export it with --sign KEY.pem")
         return folder / MANIFEST
     if shutil.which("gramine-manifest") is None:
         raise BackendError(f"gramine-manifest is not on PATH; install Gramine ({INSTALL})")
+    _of_this_version(folder / TEMPLATE)
     run_tool(["gramine-manifest", TEMPLATE, str(into / MANIFEST)], folder)
     return into / MANIFEST
+
+
+def _of_this_version(template: Path) -> None:
+    """A manifest names files and the module to start; those of older versions are elsewhere now.
+
+    Raises:
+        BundleError: It is of another version.
+    """
+    if template.is_file() and f"{_PACKAGE}.enclave_runner.inside." not in template.read_text():
+        raise BundleError(
+            f"{template.name!r} is of an older partopt, whose files lie elsewhere now; run partopt "
+            "export again (without Gramine the bundle still runs)"
+        )
 
 
 def launch_gramine(backend: str, folder: Path, manifest: Path, timeout: float = 300.0) -> Started:

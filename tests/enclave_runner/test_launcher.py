@@ -2,7 +2,10 @@
 
 import socket
 
+import pytest
+
 from partopt.enclave_runner import launcher
+from partopt.errors import BackendError, BundleError
 
 
 def test_only_the_worker_that_was_started_is_taken_for_it(monkeypatch):
@@ -25,3 +28,17 @@ def test_only_the_worker_that_was_started_is_taken_for_it(monkeypatch):
         assert worker.process.poll() is None
     finally:
         worker.stop(1.0)
+
+
+def test_a_manifest_of_an_older_version_is_refused_in_one_sentence(tmp_path):
+    """Its worker is started by a module's name, and modules have moved."""
+    template = tmp_path / launcher.TEMPLATE
+    old = 'loader.argv = ["python", "-m", "partopt.enclave_runner.head", "/bundle/head"]\n'
+    for text, refused in ((old, True), (old.replace("runner.head", "runner.inside.head"), False)):
+        template.write_text(text)
+        if refused:
+            with pytest.raises(BundleError, match=r"of an older partopt.*export again"):
+                launcher.rendered("gramine-sgx", tmp_path, tmp_path)
+        else:
+            with pytest.raises(BackendError, match="not signed"):
+                launcher.rendered("gramine-sgx", tmp_path, tmp_path)

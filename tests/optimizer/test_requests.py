@@ -12,7 +12,6 @@ from partopt.optimizer.check import check, check_all
 from partopt.optimizer.check_request import CheckOptions, CheckRequest
 from partopt.optimizer.find import find
 from partopt.optimizer.policy import Policy
-from partopt.studies.reproduce import reproduce
 from partopt.optimizer.requests import (
     CutChoice,
     Effort,
@@ -21,10 +20,11 @@ from partopt.optimizer.requests import (
     ImageChoice,
     Timing,
 )
-from partopt.studies.single import attack_cut
-from partopt.studies.strength import strength
 from partopt.profilers.base import Conditions
 from partopt.profilers.sgx_model import SgxModel
+from partopt.studies.reproduce import reproduce
+from partopt.studies.single import attack_cut
+from partopt.studies.strength import strength
 
 # Every option of `find` with a value that is not its default.
 SAID = {
