@@ -77,24 +77,6 @@ class Layout:
         return max(self.channels * self.cells[0] * self.cells[1], *sizes)
 
 
-class ChannelNorm(nn.Module):
-    """Layer norm over the channels of each place: no statistics of the batch or of other places.
-
-    So a batch may be taken in portions, a map may have a single cell, and training and answering
-    compute the same.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise (N, C, h, w)."""
-        last = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias)
-        return last.permute(0, 3, 1, 2)
-
-
 class Block(nn.Module):
     """Residual block that is the identity at first."""
 
@@ -103,10 +85,10 @@ class Block(nn.Module):
         last = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(last.weight)
         self.change = nn.Sequential(
-            ChannelNorm(width),
+            nn.BatchNorm2d(width),
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
-            ChannelNorm(width),
+            nn.BatchNorm2d(width),
             nn.SiLU(),
             last,
         )
@@ -146,7 +128,7 @@ class InverseNet(nn.Module):
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1), Block(b)) for a, b in pairwise(widths)
         )
         self.join = nn.Conv2d(12, widths[-1], 3, padding=1) if sees_first else None
-        self.finish = nn.Sequential(ChannelNorm(widths[-1]), nn.SiLU())
+        self.finish = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.SiLU())
         self.last = nn.Conv2d(widths[-1], 12, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]

@@ -13,10 +13,14 @@ from .rows import Rows
 
 
 def follow(average: nn.Module, net: nn.Module, keep: float) -> None:
-    """Move averaged weights towards the present ones."""
+    """Move averaged weights, and averaged running statistics, towards the present ones."""
+    present = net.state_dict()
     with torch.no_grad():
-        for old, new in zip(average.parameters(), net.parameters(), strict=True):
-            old.lerp_(new, 1 - keep)
+        for name, old in average.state_dict().items():
+            if old.is_floating_point():
+                old.lerp_(present[name], 1 - keep)
+            else:
+                old.copy_(present[name])
 
 
 def mean_image(targets: Rows, batch: int = 64) -> torch.Tensor:
