@@ -34,7 +34,8 @@ from .scoring import ssim_of
 from .training import follow, half_precision, mean_image, warm_cosine
 
 LOSSES = ("ssim+l1", "perceptual")
-STARTS = ("linear", "mean")
+STARTS = ("auto", "linear", "mean")
+NEARLY = 0.7  # validation SSIM from which on the linear picture is worth starting from
 SHARES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)  # of the network in the answer, the rest is linear's
 
 
@@ -70,7 +71,9 @@ class Decoder(Attacker):
         l1: Weight of L1 beside 1 - SSIM.
         decay: Weight decay.
         average: Share of the averaged weights that is kept at each step, less in the first ones.
-        start: Picture that the network changes, ``linear`` or ``mean``.
+        start: Picture that the network changes: ``linear``, ``mean``, or ``auto``, the first where
+            its validation SSIM is at least `NEARLY`. Linear pictures of training images are better
+            than those of others, and a network that starts from them relies on what it will miss.
         patience: Epochs without improvement before stopping; 0 never stops.
         losses: Which losses to train on, each its own network.
         feature_weight: Weight of the feature distance in ``perceptual``.
@@ -97,7 +100,7 @@ class Decoder(Attacker):
     l1: float = 0.3
     decay: float = 0.02
     average: float = 0.998
-    start: str = "linear"
+    start: str = "auto"
     patience: int = 8
     losses: tuple[str, ...] = ("ssim+l1",)
     feature_weight: float = 0.1
@@ -105,6 +108,7 @@ class Decoder(Attacker):
     history: list[float] = field(default_factory=list, init=False)
     loss: str = field(default="", init=False)  # the one that was kept
     share: float = field(default=1.0, init=False)  # of the network in the answer
+    started: str = field(default="", init=False)  # from which picture
     _net: InverseNet | None = field(default=None, init=False)
     _mean: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)
     _order: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)
@@ -129,6 +133,9 @@ class Decoder(Attacker):
         self._order, self._mean = canonical_order(rows), mean_image(targets)
         data = _Data(rows, targets, held_out, pictures)
         floor = self._value(data, self.linear.reconstruct)
+        self.started = self.start
+        if self.start == "auto":
+            self.started = "linear" if floor >= NEARLY else "mean"
         best, chosen, history = -math.inf, None, []
         for loss in self.losses:
             self._net, self.share = self._fresh(data, context.seed), 1.0
@@ -153,7 +160,7 @@ class Decoder(Attacker):
     def _fresh(self, data: _Data, seed: int) -> InverseNet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "init"))
-            net = InverseNet(self._layout(data), sees_first=self.start == "linear")
+            net = InverseNet(self._layout(data), sees_first=self.started == "linear")
         return net.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _layout(self, data: _Data) -> Layout:
@@ -233,7 +240,7 @@ class Decoder(Attacker):
 
     def _first(self, features: np.ndarray) -> torch.Tensor:
         """The pictures that the network changes, (N, 3, R, R)."""
-        if self.start == "mean":
+        if self.started == "mean":
             return self._mean.to(self._device).expand(len(features), -1, -1, -1)
         with torch.no_grad():
             return self.linear.predict(features).to(self._device)
