@@ -78,7 +78,7 @@ _RMLE: dict[str, Any] = {**_FEW_STEPS, "lr": 0.05, "tvs": (3.0, 0.3, 30.0), "res
 _HYBRID: dict[str, Any] = {
     **_FEW_STEPS, "lr": 0.01, "tvs": (0.0, 1.0), "decoder": _QUICK_DECODER,
 }  # fmt: skip
-_DECODER = Decoder(epochs=12)
+_DECODER = Decoder()
 _FULL_DECODER = Decoder(epochs=30, width=256, patience=15)
 
 BUDGETS = {
