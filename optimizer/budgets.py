@@ -67,7 +67,9 @@ def epochs_of(attacker: Attacker) -> int | None:
 
 
 _QUICK_LINEAR = Linear(max_cells=40_000, max_terms=1300)
-_QUICK_DECODER = Decoder(epochs=3, width=64, blocks=1, batch=8, patience=0, linear=_QUICK_LINEAR)
+_QUICK_DECODER = Decoder(
+    epochs=3, width=64, blocks=1, narrowest=24, batch=8, patience=0, linear=_QUICK_LINEAR
+)
 # White-box descent runs the head forwards and backwards for every step of every image.
 _FEW_STEPS: dict[str, Any] = {
     "steps": 20,
@@ -83,8 +85,8 @@ _HYBRID: dict[str, Any] = {
     "tvs": (0.0, 1.0),
     "decoder": _QUICK_DECODER,
 }
-_DECODER = Decoder(epochs=30)
-_FULL_DECODER = Decoder(epochs=100, width=128, blocks=3, patience=15)
+_DECODER = Decoder()
+_FULL_DECODER = Decoder(epochs=30, width=256, patience=15)
 
 BUDGETS = {
     "quick": Budget(
