@@ -11,6 +11,7 @@ from partopt.attackers.base import Context
 from partopt.attackers.decoder import NEARLY, Decoder
 from partopt.attackers.decoder_net import InverseNet, Layout
 from partopt.attackers.linear import Linear
+from partopt.attackers.pairs import Pairs
 from partopt.attackers.rows import Rows
 from partopt.attackers.scoring import ssim_of
 from partopt.attackers.training import follow, mean_image, warm_cosine
@@ -68,7 +69,7 @@ def fitted(head, **settings) -> tuple[Decoder, testing.Arena]:
     a, b = testing.TRAIN, testing.TRAIN + testing.VALIDATION
     decoder = Decoder(**{**SMALL, **settings})
     f, i = where.features, where.images
-    decoder.fit(f[:a], i[:a], validation=(f[a:b], i[a:b]), context=Context(0))
+    decoder.fit(Pairs.of((f[:a], i[:a]), (f[a:b], i[a:b])), Context(0))
     return decoder, where
 
 
