@@ -132,9 +132,25 @@ class CutInfo(_Strict):
     head_peak_activation_bytes: int
 
 
+class SideScore(_Strict):
+    """What an attacker reached where pictures were compared at `side` pixels."""
+
+    side: int
+    raw: float
+    score: float
+    low: float
+    high: float
+
+
 class Attack(_Strict):
     """What one attacker reached at one cut. ``score`` and its interval are on the run's scale.
 
+    Pictures are compared at several ``sides``; ``score`` is the largest of their means, ``low`` and
+    ``high`` the largest ends. ``over`` test images reach the threshold on their own, at most the
+    share ``over_high`` of all images (Clopper-Pearson, 95 %); the ``largest`` own score. In
+    ``retrieved`` test images the true photo is the one among all that the reconstruction picks out,
+    in at most ``retrieved_high`` of all. ``rising``: the attack was still getting better when its
+    budget ended. Results of before 0.3 have one side, which is not listed.
     ``key`` is the content hash under which the trial and its pictures are stored.
     """
 
@@ -147,6 +163,13 @@ class Attack(_Strict):
     score: float | None = None
     low: float | None = None
     high: float | None = None
+    rising: bool = False
+    sides: list[SideScore] = Field(default_factory=list)
+    over: int | None = None
+    over_high: float | None = None
+    largest: float | None = None
+    retrieved: int | None = None
+    retrieved_high: float | None = None
     image_steps: int = 0
     seconds: float = 0.0
     note: str = ""
@@ -223,7 +246,8 @@ class Privacy(_Strict):
     a lower resolution than the budget's. ``tuned`` is how many settings of each attacker were tried
     at the cut and at the one before it. ``shortfall`` is what the run had too little of to certify
     a cut, or to screen one. ``high`` is the upper end at the chosen cut itself, ``suffix_high`` the
-    largest of this and all later cuts, swept ones included.
+    largest of this and all later cuts, swept ones included. ``sides`` are those at which pictures
+    were compared, in pixels; empty in results of before 0.3, which had ``resolution`` alone.
     """
 
     protocol: Literal["strict", "paper"] = "strict"
@@ -236,6 +260,7 @@ class Privacy(_Strict):
     floor_p95: float
     ssim: str
     resolution: int
+    sides: list[int] = Field(default_factory=list)
     data: str
     data_hash: str
     images: dict[str, int]

@@ -138,6 +138,19 @@ class Attacker(ABC):
                 changed[name] = inner
         return replace(self, **changed) if changed else None  # type: ignore[type-var]
 
+    def longer(self, times: int) -> Attacker | None:
+        """The same attacker with so many times the epochs, for one that was still rising.
+
+        In nested attackers too; None where nothing is trained in epochs.
+        """
+        changed: dict[str, Any] = {}
+        for name, value in self.settings().items():
+            if name == "epochs":
+                changed[name] = value * times
+            elif isinstance(value, Attacker) and (inner := value.longer(times)) is not None:
+                changed[name] = inner
+        return replace(self, **changed) if changed else None  # type: ignore[type-var]
+
     @property
     def needs_head(self) -> bool:
         """Whether `fit` wants `Context.head`, as these settings stand."""

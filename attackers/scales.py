@@ -46,6 +46,11 @@ def sides_of(side: int) -> tuple[int, ...]:
     return tuple(sides)
 
 
+def sides_at(side: int, fixed: bool) -> tuple[int, ...]:
+    """`sides_of`, or `side` alone where it was asked for, or is the published way."""
+    return (side,) if fixed else sides_of(side)
+
+
 def scaled(images: torch.Tensor, side: int) -> torch.Tensor:
     """Images (N, 3, R, R) in [0, 1] at another side, bilinear with antialiasing; in [0, 1]."""
     if images.shape[-2:] == (side, side):

@@ -50,7 +50,7 @@ def main() -> int:
             store = FeatureStore(
                 cache_dir("features"), graph, model.preprocessing, images, model.weights_hash
             )
-            bench = Bench(store=store, floor=floor, resolution=side)
+            bench = Bench(store=store, floors={side: floor})
             course = Course(threshold=args.ssim, exhaustive=way == "sweep")
             memory = optuna.storages.InMemoryStorage()
             search = Search(cuts, latencies, bench, budget.panel(), course, memory)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,9 @@ import torch
 from ..attackers.base import Attacker, Context, Fitted, Key, Reconstruct, remark
 from ..attackers.features import FeatureStore
 from ..attackers.pairs import Pairs
-from ..attackers.scoring import Score, corrected, score, ssim_of
+from ..attackers.retrieval import Identified, Lineup
+from ..attackers.scales import Look, PerSide, ScaledScore, score_at, ssim_at
+from ..attackers.scoring import Score, corrected, ssim_of
 from ..errors import PartoptError, StorageError, first_line
 from ..graph.build import Cut
 from ..hashing import derive_seed
@@ -34,19 +36,32 @@ class Bench:
 
     Attributes:
         store: The features.
-        floor: SSIM of the blind attacker per test image.
-        resolution: Side at which images are rebuilt and scored, in pixels.
+        floors: SSIM of the blind attacker per test image, by side at which pictures are compared.
         scale: ``corrected`` or ``raw``.
         seed: For everything random.
         device: Where attackers train.
     """
 
     store: FeatureStore
-    floor: np.ndarray
-    resolution: int
+    floors: Mapping[int, np.ndarray]
     scale: str = "corrected"
     seed: int = 0
     device: str = "cpu"
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """At which pictures are compared, in pixels, largest first."""
+        return tuple(sorted(self.floors, reverse=True))
+
+    @property
+    def resolution(self) -> int:
+        """Side at which images are rebuilt, in pixels."""
+        return self.sides[0]
+
+    @property
+    def floor(self) -> np.ndarray:
+        """The floor at that side."""
+        return self.floors[self.resolution]
 
     @cached_property
     def pictures(self) -> np.ndarray:
@@ -60,10 +75,16 @@ class Bench:
         """
         return derive_seed(self.seed, cut.name)
 
-    def score(self, per_image: np.ndarray) -> Score:
-        """The score of SSIM per test image, on the run's scale."""
+    def score(self, per_side: PerSide) -> ScaledScore:
+        """The score at every side of SSIM per test image, on the run's scale."""
         seed = derive_seed(self.seed, "bootstrap")
-        return score(per_image, self.floor, scale=self.scale, seed=seed)
+        return score_at(per_side, self.floors, scale=self.scale, seed=seed)
+
+    def measure(
+        self, reconstruct: Reconstruct, unseen: Unseen, look: Look | None = None
+    ) -> dict[int, np.ndarray]:
+        """SSIM per test image at every side; `look` as in `scales.ssim_at`."""
+        return ssim_at(reconstruct, unseen.features, unseen.images, self.sides, look=look)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +116,9 @@ class Reached:
     Attributes:
         attacker: Fitted.
         settings: Its `repr` before it was fitted.
-        per_image: SSIM per test image, rounded as it is stored.
-        score: On the run's scale.
+        per_side: SSIM per test image by side, rounded as it is stored.
+        scores: On the run's scale, by side.
+        retrieved: In how many test images the true photo is the one that is picked out.
         complete: False where it stopped because the leak was proven.
         note: What a result must say of it.
         unplaced: Why pairs settle nothing at this cut, as in `FeatureStore`.
@@ -108,8 +130,9 @@ class Reached:
 
     attacker: Attacker
     settings: str
-    per_image: np.ndarray
-    score: Score
+    per_side: dict[int, np.ndarray]
+    scores: ScaledScore
+    retrieved: Identified
     complete: bool
     note: str
     unplaced: str
@@ -119,6 +142,16 @@ class Reached:
     own_seconds: float
     image_steps: int
     seconds: float
+
+    @property
+    def rising(self) -> bool:
+        """Whether it was still getting better when its budget ended."""
+        return bool(getattr(self.attacker, "still_rising", False))
+
+    @property
+    def score(self) -> Score:
+        """The strict one: the largest over all sides."""
+        return self.scores.strict
 
     def held_out(self) -> float:
         """Mean SSIM on the validation images."""
@@ -169,8 +202,11 @@ def attempt(bench: Bench, cut: Cut, attacker: Attacker, wish: Wish | None = None
         attacker.fit(pairs, context)
         if not context.stopped_early and not wish.private:
             context.keep(settings, pairs, attacker, time.monotonic() - fitting)
-        per_image = ssim_of(attacker.reconstruct, unseen.features, unseen.images).round(6)
-        found = bench.score(per_image)  # what is stored is what is judged
+        lineup = Lineup(unseen.images)
+        measured = bench.measure(attacker.reconstruct, unseen, lineup.add)
+        per_side = {side: values.round(6) for side, values in measured.items()}
+        found = bench.score(per_side)  # what is stored is what is judged
+        retrieved = lineup.result()
     except StorageError:
         raise
     except FAILURES as error:
@@ -181,8 +217,9 @@ def attempt(bench: Bench, cut: Cut, attacker: Attacker, wish: Wish | None = None
     return Reached(
         attacker=attacker,
         settings=settings,
-        per_image=per_image,
-        score=found,
+        per_side=per_side,
+        scores=found,
+        retrieved=retrieved,
         complete=not context.stopped_early,
         note=remark(attacker),
         unplaced=bench.store.unplaced(cut),
@@ -192,6 +229,36 @@ def attempt(bench: Bench, cut: Cut, attacker: Attacker, wish: Wish | None = None
         own_seconds=own,
         image_steps=steps,
         seconds=seconds,
+    )
+
+
+def attempt_until_settled(
+    bench: Bench, cut: Cut, attacker: Attacker, wish: Wish, ceiling: int, threshold: float
+) -> Reached:
+    """`attempt`, and again with twice the epochs while it is still rising below the threshold.
+
+    Args:
+        bench, cut, attacker, wish: As for `attempt`.
+        ceiling: At most so many times the attacker's own epochs.
+        threshold: Where the upper end of the score reaches it there is nothing left to find out.
+
+    Raises:
+        Failed, StorageError: As for `attempt`.
+    """
+    reached, times, steps, seconds = attempt(bench, cut, attacker, wish), 1, 0, 0.0
+    while reached.rising and reached.score.high < threshold and 2 * times <= ceiling:
+        longer = attacker.longer(2 * times)
+        if longer is None:
+            break
+        times *= 2
+        steps, seconds = steps + reached.own_steps, seconds + reached.own_seconds
+        reached = attempt(bench, cut, longer, replace(wish, private=True))
+    return replace(
+        reached,
+        own_steps=reached.own_steps + steps,
+        own_seconds=reached.own_seconds + seconds,
+        image_steps=reached.image_steps + steps,
+        seconds=reached.seconds + seconds,
     )
 
 
@@ -226,7 +293,7 @@ def _proof(bench: Bench, unseen: Unseen, wish: Wish) -> Callable[[Reconstruct, f
             hint = float(corrected(validation, bench.floor.mean()))
         if hint < wish.leaks_from:
             return False
-        found = bench.score(ssim_of(reconstruct, unseen.features, unseen.images))
-        return found.low >= wish.leaks_from
+        found = bench.score(bench.measure(reconstruct, unseen))
+        return found.strict.low >= wish.leaks_from
 
     return proven

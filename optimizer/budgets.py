@@ -118,6 +118,7 @@ BUDGETS = {
             "linear": {},
             "newton": {},
             "decoder": _DECODER.settings(),
+            "stack": {"decoder": _DECODER},
             "hybrid": {"steps": 150, "decoder": _DECODER},
         },
         {"ensemble": {"hybrid": Hybrid(steps=150, decoder=_DECODER)}},
@@ -135,8 +136,9 @@ BUDGETS = {
             "cgan": {},
             "rmle": {},
             "hybrid": {"decoder": _FULL_DECODER},
-            "ensemble": {"hybrid": Hybrid(decoder=_FULL_DECODER)},
+            "stack": {"decoder": _FULL_DECODER, "hybrid": Hybrid(decoder=_FULL_DECODER)},
         },
+        {"ensemble": {"hybrid": Hybrid(decoder=_FULL_DECODER)}},
     ),
 }
 

@@ -23,6 +23,7 @@ from .settle import Settling, settle
 from .storage import open_storage
 from .watcher import Silent, Watcher
 
+CEILING = 4  # times its epochs that an attack still rising may take
 VERIFIED_RUNS = 15  # of the chosen cut for real
 
 
@@ -101,6 +102,7 @@ def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResul
             whole=inside if compares(inside, outside) else None,
             grant=settling.grant,
             promoted=promoted,
+            ceiling=CEILING if ready.certifies else 1,
         )
         return Search(over, latencies.cuts, ready.bench, ready.panel, course, opened, listener)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..attackers.base import Attacker
 from ..attackers.features import FeatureStore
 from ..cache import nothing_cached
 from ..config import SplitConfig
@@ -19,7 +20,7 @@ from ..images.load import GENERATED, ImageSet, Split, load_images
 from . import drift
 from .check_request import EvidenceSources
 from .checked import Checked, CheckResult
-from .find import SplitResult, find_cut
+from .find import CEILING, SplitResult, find_cut
 from .keys import attack_key, plugin_source
 from .minima import grant_of
 from .policy import Terms, laxer
@@ -68,21 +69,26 @@ def _foreign(checked: Checked) -> list[str]:
         )
     loaded = checked.model
     store = FeatureStore(Path(), checked.graph, loaded.preprocessing, images, loaded.weights_hash)
-    rows, side, wrong = {row.name: row for row in config.cuts}, terms.side(loaded), []
+    rows, sides, wrong = {row.name: row for row in config.cuts}, terms.sides(loaded), []
     for cut in checked.cuts:
         for attack in rows[cut.name].attacks:
             attacker = terms.panel.get(attack.attacker)
             if attacker is None or attack.score is None:
                 continue
             safer = attacker.safer()
-            meant = {repr(attacker), repr(safer)} if safer is not None else {repr(attacker)}
+            meant = {repr(a) for a in (attacker, safer, *_longer(attacker)) if a is not None}
             key = attack_key(
-                cut, store.key, attack.settings, plugin_source(attacker), side, terms.seed
+                cut, store.key, attack.settings, plugin_source(attacker), sides, terms.seed
             )
             if attack.key != key or (attack.settings not in meant and not p.tuned):
                 wrong.append(f"{attack.attacker} at {cut.name}")
     some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
     return [f"stored attacks are not those of these terms: {some}"] if wrong else []
+
+
+def _longer(attacker: Attacker) -> list[Attacker | None]:
+    """The attacker as it may have been trained where it was still rising."""
+    return [attacker.longer(times) for times in (2, 4) if times <= CEILING]
 
 
 def stored_evidence(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from ..attackers.base import Attacker
 from ..graph.build import Cut
 from ..hashing import hash_json
 from ..identity.sources import attack_source, file_digest
 
-ATTACK_VERSION = 4  # raise when an attacker's code changes what it can reach
+ATTACK_VERSION = 5  # raise when an attacker's code changes what it can reach
 
 
 def attack_key(
-    cut: Cut, features: str, settings: str, plugins: str, resolution: int, seed: int
+    cut: Cut, features: str, settings: str, plugins: str, sides: Sequence[int], seed: int
 ) -> str:
     """Content hash of everything an attack's result depends on.
 
@@ -22,12 +23,12 @@ def attack_key(
         features: Key of the features: network, preprocessing, images and the code between them.
         settings: `repr` of the attacker that ran, before it was fitted.
         plugins: Digest of the source of attackers that other packages brought.
-        resolution: Side at which images are rebuilt, in pixels.
+        sides: At which pictures are compared, in pixels; they are rebuilt at the largest.
         seed: Of the run.
     """
     boundary = [spec.name for spec in cut.boundary]
     source = [ATTACK_VERSION, attack_source(), plugins]
-    return hash_json([*source, features, boundary, settings, resolution, seed])
+    return hash_json([*source, features, boundary, settings, list(sides), seed])
 
 
 def plugin_source(attacker: Attacker) -> str:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from ..arguments.choices import BudgetName, ProtocolName, ScaleName, one_of
 from ..attackers.base import Attacker
 from ..attackers.panel import ATTACKERS
+from ..attackers.scales import sides_at
 from ..config import SplitConfig
 from ..graph.build import Cut, LayerGraph
 from ..identity.network import of_this_scheme
@@ -133,6 +134,11 @@ class Terms:
         own = loaded.preprocessing.input_size
         return self.resolution or min(own, self.budget.resolution or own)
 
+    def sides(self, loaded: LoadedModel) -> tuple[int, ...]:
+        """The sides in pixels at which pictures are compared."""
+        fixed = self.resolution is not None or self.protocol.name == "paper"
+        return sides_at(self.side(loaded), fixed)
+
     @property
     def text(self) -> str:
         """The terms in one phrase."""
@@ -161,6 +167,7 @@ def laxer(config: SplitConfig, terms: Terms, cuts: Sequence[Cut], loaded: Loaded
         ("scale", p.scale, terms.protocol.scale),
         ("budget", p.budget, terms.budget.name),
         ("resolution", p.resolution, terms.side(loaded)),
+        ("sides", tuple(p.sides), terms.sides(loaded)),
         ("seed", config.seed, terms.seed),
     ]
     found += [_other(name, has, wanted) for name, has, wanted in compared if has != wanted]

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..attackers.base import Attacker
 from ..attackers.features import FeatureStore, Making
+from ..attackers.scales import sides_at
 from ..cache import cache_dir
 from ..errors import DataError, UsageError
 from ..graph.build import Cut, LayerGraph
@@ -18,7 +19,7 @@ from ..profilers.backends import pick_accelerator
 from ..profilers.memory import keep_memory
 from .attempt import Bench
 from .budgets import Budget, Evidence, budget_of, evidence_of
-from .floor import floor_of
+from .floor import floors_of
 from .protocols import Protocol, protocol_of
 from .requests import FindRequest
 from .watcher import Watcher
@@ -38,7 +39,8 @@ class Prepared:
         cuts: Those asked for, in execution order.
         images: At the model's input size.
         side: At which images are rebuilt and scored, in pixels.
-        floor: SSIM of the blind attacker per test image, shape (test images,).
+        floors: SSIM of the blind attacker per test image, (test images,), by side in pixels at
+            which pictures are compared.
         store: The feature maps of all cuts.
         device: Where attackers train.
     """
@@ -52,7 +54,7 @@ class Prepared:
     cuts: list[Cut]
     images: ImageSet
     side: int
-    floor: np.ndarray
+    floors: dict[int, np.ndarray]
     store: FeatureStore
     device: str
 
@@ -61,8 +63,7 @@ class Prepared:
         """What all attacks of the run have in common."""
         return Bench(
             store=self.store,
-            floor=self.floor,
-            resolution=self.side,
+            floors=self.floors,
             scale=self.protocol.scale,
             seed=self.request.seed,
             device=self.device,
@@ -74,9 +75,19 @@ class Prepared:
         return self.bench.pictures
 
     @property
+    def floor(self) -> np.ndarray:
+        """The floor at `side`."""
+        return self.floors[self.side]
+
+    @property
     def evidence(self) -> Evidence:
         """What results are worth at most."""
         return evidence_of(self.budget, self.panel, self.images.split.total, self.side)
+
+    @property
+    def certifies(self) -> bool:
+        """Whether a cut that passes may be called safe, not merely screened."""
+        return self.evidence != "screening"
 
     @property
     def warnings(self) -> list[str]:
@@ -114,6 +125,7 @@ def prepare(request: FindRequest, watcher: Watcher) -> Prepared:
         )
     images = _images(request, model, budget, watcher)
     side = resolution_of(effort.resolution, budget, model)
+    sides = sides_at(side, fixed=effort.resolution is not None or protocol.name == "paper")
     return Prepared(
         request=request,
         protocol=protocol,
@@ -124,7 +136,7 @@ def prepare(request: FindRequest, watcher: Watcher) -> Prepared:
         cuts=cuts,
         images=images,
         side=side,
-        floor=floor_of(images, side, request.seed),
+        floors=floors_of(images, side, sides, request.seed),
         store=FeatureStore(
             cache_dir("features"),
             graph,

@@ -157,6 +157,7 @@ def _privacy(
         floor_p95=float(np.quantile(floor, 0.95)),
         ssim=PROTOCOL,
         resolution=ready.side,
+        sides=list(ready.bench.sides),
         data=images.source,
         data_hash=images.digest,
         images=asdict(images.split),

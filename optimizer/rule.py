@@ -26,11 +26,13 @@ TEXT = (
 class Evidence:
     """What one attacker gave at one cut: a score, or None where it failed.
 
-    ``complete`` is False for an attack that stopped as soon as the leak was proven.
+    ``complete`` is False for an attack that stopped as soon as the leak was proven. ``rising``
+    names an attacker that was still getting better when its budget ended.
     """
 
     score: Score | None
     complete: bool
+    rising: str = ""
 
     @classmethod
     def of(cls, attack: Attack, scale: str, interval: bool = True) -> Evidence:
@@ -50,7 +52,8 @@ class Evidence:
             high=high,
             scale=scale,
         )
-        return cls(result, attack.outcome == "full budget")
+        rising = attack.attacker if attack.rising else ""
+        return cls(result, attack.outcome == "full budget", rising)
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ def judge(
     verdicts: list[Verdict] = []
     high_after, low_after, value_after = -math.inf, -math.inf, None
     worst_after = gap = ""
+    rising = ""  # who was still rising, here or later
     blocked = ""  # the last cut with complete evidence that is not safe
     for i in reversed(range(len(names))):
         found = {a: evidence[i, a] for a in panel if (i, a) in evidence}
@@ -177,6 +181,11 @@ def judge(
             unplaced=nowhere,
         )
         status, reason = _status(here, threshold)
+        who = next((e.rising for e in found.values() if e.rising), "")
+        rising = f"{who} at {names[i]}" if who else rising
+        if status == "safe" and grant.status == "safe" and rising:
+            status = "undecided"
+            reason = f"{rising} was still rising when its budget ended: counts as leaking"
         if status != "safe" and complete and not blocked:
             blocked = names[i]
         if status == "safe" and grant.status != "safe":

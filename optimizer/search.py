@@ -28,7 +28,7 @@ from ..graph.build import Cut
 from ..hashing import hash_json
 from ..notices import notice
 from ..profilers.base import CutLatency, Duration
-from .attempt import Bench, Failed, Reached, Wish, attempt
+from .attempt import Bench, Failed, Reached, Wish, attempt_until_settled
 from .choose import Candidates, fastest
 from .keys import ATTACK_VERSION, attack_key, plugin_source
 from .plan import Job, Plan
@@ -78,6 +78,8 @@ class Course:
         whole: Time of the whole model in the enclave; None where comparing with it is void.
         grant: What a cut that passes the rule may be called.
         promoted: Nodes of cuts that are never the answer.
+        ceiling: An attack that is still rising below the threshold is made anew with more epochs,
+            at most so many times its own; 1 leaves it as it is.
     """
 
     threshold: float
@@ -88,6 +90,7 @@ class Course:
     whole: Duration | None = None
     grant: Grant = field(default_factory=Grant)
     promoted: frozenset[int] = frozenset()
+    ceiling: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +173,7 @@ class Search:
             bench.store.key,
             repr(attacker),
             plugin_source(attacker),
-            bench.resolution,
+            bench.sides,
             bench.seed,
         )
 
@@ -264,13 +267,13 @@ class Search:
                 self._take_up(job, found[key].user_attrs, second=True)
 
     def _take_up(self, job: Job, attrs: dict[str, Any], second: bool) -> None:
-        stored = StoredAttack.from_attrs(attrs, len(self.bench.floor))
+        stored = StoredAttack.from_attrs(attrs, self.bench.floors)
         if stored is None:
             return  # not what a search writes: run it
-        result = self.bench.score(stored.per_image)
+        result = self.bench.score(stored.per_side).strict
         if not stored.complete and result.low < self.course.threshold:
             return  # it stopped at a proof for a lower threshold: run it in full
-        attack = stored.shown(job[1], result, AGAIN if second else "")
+        attack = self._shown(stored, job, AGAIN if second else "")
         self.record(job, attack, stored.unplaced)
         self.outcome.reused += 1
 
@@ -432,7 +435,7 @@ class Search:
         attributes["score_high"] = reached.score.high
         if again is not None:
             attributes[SECOND_FOR] = self.key(cut, self.panel[job[1]])
-        attack = stored.shown(job[1], reached.score, AGAIN if again is not None else "")
+        attack = self._shown(stored, job, AGAIN if again is not None else "")
         try:
             for name, value in attributes.items():
                 trial.set_user_attr(name, value)
@@ -518,7 +521,10 @@ class Search:
             private=to_the_end,
             progress=progress,
         )
-        return attempt(self.bench, self.cuts[job[0]], attacker, wish)
+        ceiling = 1 if to_the_end else self.course.ceiling
+        return attempt_until_settled(
+            self.bench, self.cuts[job[0]], attacker, wish, ceiling, self.course.threshold
+        )
 
     def keep_pictures(self, trial: Trial, reached: Reached, key: str) -> None:
         """Reconstructions beside originals, for reports and as an artifact of the trial."""
@@ -544,6 +550,9 @@ class Search:
             for i in order
             if self.course.exhaustive or verdicts[i].suffix_low < self.course.threshold
         ]
+
+    def _shown(self, stored: StoredAttack, job: Job, *remarks: str) -> Attack:
+        return stored.shown(job[1], self.bench, self.course.threshold, *remarks)
 
     def record(self, job: Job, attack: Attack, unplaced: str = "") -> None:
         """Take an attack up as the evidence of its job; `unplaced` as in `FeatureStore`."""

@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from ..attackers.scoring import Score
-from ..config import Attack
-from .attempt import Reached
+from ..attackers.retrieval import Identified
+from ..attackers.scales import PerSide, of_plain, plain
+from ..config import Attack, SideScore
+from ..errors import ConfigError
+from .attempt import Bench, Reached
+from .shares import share_over, strictest
 
 SECOND_FOR = "second_for"  # attribute of a second try: the key of the try that failed before it
 TUNED = "tuned"  # in place of "key": a search must not take a tuned attack for a plain one
 AGAIN = "the first try failed or was killed; this is the second, with safer settings"
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    "ssim_per_image": list,
+    "ssim_per_side": dict,
+    "retrieved": dict,
     "complete": bool,
+    "rising": bool,
     "settings": str,
     "note": str,
     "unplaced": str,
@@ -33,8 +38,10 @@ class StoredAttack:
     Attributes:
         key: Content hash of everything that the result depends on.
         settings: `repr` of the attacker before it was fitted.
-        per_image: SSIM per test image.
+        per_side: SSIM per test image, by side at which pictures were compared.
+        retrieved: In how many test images the true photo was the one that was picked out.
         complete: False where it stopped because the leak was proven.
+        rising: Whether it was still getting better when its budget ended.
         note: What a result must say of it.
         unplaced: Why pairs settle nothing at this cut, as in `FeatureStore`.
         image_steps, seconds: What it cost, members taken as fitted included.
@@ -42,8 +49,10 @@ class StoredAttack:
 
     key: str
     settings: str
-    per_image: np.ndarray
+    per_side: dict[int, np.ndarray]
+    retrieved: Identified
     complete: bool
+    rising: bool
     note: str
     unplaced: str
     image_steps: int
@@ -55,8 +64,10 @@ class StoredAttack:
         return cls(
             key=key,
             settings=reached.settings,
-            per_image=reached.per_image,
+            per_side=reached.per_side,
+            retrieved=reached.retrieved,
             complete=reached.complete,
+            rising=reached.rising,
             note=reached.note,
             unplaced=reached.unplaced,
             image_steps=reached.image_steps,
@@ -68,8 +79,10 @@ class StoredAttack:
         return {
             key: self.key,
             "settings": self.settings,
-            "ssim_per_image": self.per_image.tolist(),
+            "ssim_per_side": plain(self.per_side),
+            "retrieved": self.retrieved.as_dict(),
             "complete": self.complete,
+            "rising": self.rising,
             "note": self.note,
             "unplaced": self.unplaced,
             "image_steps": self.image_steps,
@@ -78,31 +91,40 @@ class StoredAttack:
 
     @classmethod
     def from_attrs(
-        cls, attrs: Mapping[str, Any], images: int, key: str = "key"
+        cls, attrs: Mapping[str, Any], floors: PerSide, key: str = "key"
     ) -> StoredAttack | None:
         """What a trial holds, or None where that is not whole.
 
         Args:
             attrs: Attributes of the trial.
-            images: How many test images there are.
+            floors: Of the sides and test images that there must be.
             key: As in `to_attrs`.
         """
         wanted = {**_KINDS, key: str}
         if not all(isinstance(attrs.get(name), kind) for name, kind in wanted.items()):
             return None
+        images = len(next(iter(floors.values())))
+        per_side = of_plain(attrs["ssim_per_side"], list(floors), images)
+        if per_side is None or any((np.abs(v) > 1).any() for v in per_side.values()):
+            return None
         try:
-            values = np.asarray(attrs["ssim_per_image"], float)
-        except (TypeError, ValueError):
+            retrieved = Identified.of_dict(attrs["retrieved"])
+        except ConfigError:
             return None
-        if values.shape != (images,) or not np.isfinite(values).all():
+        if retrieved.images != images:
             return None
-        if (np.abs(values) > 1).any():
-            return None
-        others = {name: attrs[name] for name in _KINDS if name != "ssim_per_image"}
-        return cls(key=attrs[key], per_image=values, **others)
+        own = ("ssim_per_side", "retrieved")
+        others = {name: attrs[name] for name in _KINDS if name not in own}
+        return cls(key=attrs[key], per_side=per_side, retrieved=retrieved, **others)
 
-    def shown(self, attacker: str, score: Score, *remarks: str) -> Attack:
-        """The attack as a split config has it; `score` is that of its images."""
+    def shown(self, attacker: str, bench: Bench, threshold: float, *remarks: str) -> Attack:
+        """The attack as a split config has it, scored on `bench` and held against `threshold`."""
+        scores = bench.score(self.per_side)
+        score = scores.strict
+        share = strictest(
+            share_over(values, bench.floors[side], threshold, bench.scale)
+            for side, values in self.per_side.items()
+        )
         return Attack(
             attacker=attacker,
             settings=self.settings,
@@ -114,6 +136,16 @@ class StoredAttack:
             score=score.value,
             low=score.low,
             high=score.high,
+            sides=[
+                SideScore(side=side, raw=s.raw, score=s.value, low=s.low, high=s.high)
+                for side, s in scores.by_side.items()
+            ],
+            rising=self.rising,
+            over=share.hits,
+            over_high=share.high,
+            largest=share.largest,
+            retrieved=self.retrieved.found,
+            retrieved_high=self.retrieved.high,
             image_steps=self.image_steps,
             seconds=self.seconds,
             note="; ".join(filter(None, [*remarks, self.note])),

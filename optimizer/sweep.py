@@ -74,6 +74,7 @@ class _Sweeping(Search):
             whole=None,
             grant=Grant(),
             promoted=frozenset(),
+            ceiling=1,
         )
         super().__init__(cuts, [], search.bench, panel, course, search.storage, search.listener)
         self.bent = bent  # cuts whose head is too far from affine for newton

@@ -170,10 +170,10 @@ def _try(
 
 def _take_up(search: Search, job: Job, best: FrozenTrial, count: int) -> None:
     """Make the tuned attack the evidence where it is the stronger one; never the weaker."""
-    stored = StoredAttack.from_attrs(best.user_attrs, len(search.bench.floor), TUNED)
+    stored = StoredAttack.from_attrs(best.user_attrs, search.bench.floors, TUNED)
     if stored is None:
         return
-    result = search.bench.score(stored.per_image)
+    result = search.bench.score(stored.per_side).strict
     known = search.outcome.attacks.get(job)
     if known is not None:
         if known.high is None:
@@ -184,4 +184,4 @@ def _take_up(search: Search, job: Job, best: FrozenTrial, count: int) -> None:
         if not complete and (known.low or 0.0) >= result.low:
             return  # it was stopped because the leak was proven
     said = f"tuned: best of {count} settings on validation images"
-    search.record(job, stored.shown(job[1], result, said))
+    search.record(job, stored.shown(job[1], search.bench, search.course.threshold, said))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,11 +16,20 @@ from partopt.attackers.linear import Linear
 from partopt.attackers.panel import make
 from partopt.errors import AttackError, StorageError
 from partopt.images.load import Split, load_images
-from partopt.optimizer.attempt import Bench, Failed, Reached, Wish, attempt, attempt_twice
+from partopt.optimizer.attempt import (
+    Bench,
+    Failed,
+    Reached,
+    Wish,
+    attempt,
+    attempt_twice,
+    attempt_until_settled,
+)
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.find import find
-from partopt.optimizer.floor import floor_of
+from partopt.optimizer.floor import floors_of
 from partopt.optimizer.pairs import pairs_at
+from partopt.optimizer.rule import Evidence, Grant, judge
 from partopt.optimizer.stored import StoredAttack
 from partopt.studies.single import attack_cut
 from partopt.studies.strength import strength
@@ -39,7 +49,7 @@ def bench(tiny_loaded, tmp_path):
     graph = tiny_loaded.trace()
     images = load_images(None, tiny_loaded.preprocessing, Split(40, 10, 12))
     store = FeatureStore(tmp_path / "f", graph, tiny_loaded.preprocessing, images, "w")
-    return Bench(store=store, floor=floor_of(images, 32, 0), resolution=32, seed=7)
+    return Bench(store=store, floors=floors_of(images, 32, (32, 16), 0), seed=7)
 
 
 @pytest.fixture
@@ -57,7 +67,8 @@ def test_what_ran_before_changes_no_result(bench, cut):
     for before in (rmle, make("decoder", TINY), hybrid):
         attempt(bench, cut, before, Wish(fitted=fitted))
     after = attempt(bench, cut, ensemble, Wish(fitted=fitted))
-    assert np.array_equal(alone.per_image, after.per_image)
+    for side in bench.sides:
+        assert np.array_equal(alone.per_side[side], after.per_side[side])
     assert after.own_steps < alone.own_steps, "the decoder was taken as fitted"
 
 
@@ -162,13 +173,112 @@ def test_an_attack_is_read_as_it_was_written(bench, cut):
     reached = attempt(bench, cut, Linear(max_cells=2000))
     stored = StoredAttack.of(reached, "0" * 64)
     for key in ("key", "tuned"):
-        again = StoredAttack.from_attrs(stored.to_attrs(key), 12, key)
+        again = StoredAttack.from_attrs(stored.to_attrs(key), bench.floors, key)
         assert again is not None
-        assert np.array_equal(again.per_image, stored.per_image)
-        assert replace(again, per_image=stored.per_image) == stored
+        assert again.per_side.keys() == stored.per_side.keys() == {32, 16}
+        for side, values in stored.per_side.items():
+            assert np.array_equal(again.per_side[side], values)
+        assert replace(again, per_side=stored.per_side) == stored
     attrs = stored.to_attrs()
-    assert StoredAttack.from_attrs(attrs, 11) is None, "another number of images"
+    fewer = {side: floor[:-1] for side, floor in bench.floors.items()}
+    assert StoredAttack.from_attrs(attrs, fewer) is None, "another number of images"
+    more = {**bench.floors, 64: bench.floor}
+    assert StoredAttack.from_attrs(attrs, more) is None, "a side that was not looked at"
     for name in attrs:
-        assert StoredAttack.from_attrs({k: v for k, v in attrs.items() if k != name}, 12) is None
+        without = {k: v for k, v in attrs.items() if k != name}
+        assert StoredAttack.from_attrs(without, bench.floors) is None
     for wrong in ([2.0] * 12, [float("nan")] * 12, ["x"] * 12):
-        assert StoredAttack.from_attrs({**attrs, "ssim_per_image": wrong}, 12) is None
+        bad = {**attrs, "ssim_per_side": {**attrs["ssim_per_side"], "16": wrong}}
+        assert StoredAttack.from_attrs(bad, bench.floors) is None
+
+
+def test_what_can_only_be_seen_scaled_down_is_a_leak(bench, cut):
+    """Noise on every pixel hides a picture at its own size, and averages away at half of it."""
+
+    class Noisy(Linear):
+        def fit(self, pairs, context):
+            truth = bench.pictures[slice(*bench.store.images.bounds("test"))]
+            generator = torch.Generator().manual_seed(0)
+            self.found = torch.from_numpy(truth).float() / 255
+            self.found += 0.35 * torch.randn(self.found.shape, generator=generator)
+            self.at = 0
+
+        def reconstruct(self, features):
+            start, self.at = self.at, self.at + len(features)
+            return self.found[start : self.at].clamp(0, 1)
+
+    reached = attempt(bench, cut, Noisy())
+    by_side = reached.scores.by_side
+    assert by_side[16].value > by_side[32].value + 0.1
+    assert reached.score.value == by_side[16].value
+    threshold = (by_side[16].low + by_side[32].high) / 2
+    shown = StoredAttack.of(reached, "0" * 64).shown("linear", bench, threshold)
+    evidence = {(0, "linear"): Evidence.of(shown, "corrected")}
+    (verdict,) = judge(["cut"], ["linear"], evidence, threshold)
+    assert verdict.status == "leaks"
+    assert shown.retrieved == 12, "each picture is picked out of all"
+    assert shown.over >= 10
+
+
+class Learning(Linear):
+    """Better with each epoch, and still rising below `enough` of them."""
+
+    enough: ClassVar[int] = 4
+    ran: ClassVar[list[int]] = []
+
+    def __init__(self, epochs: int = 1) -> None:
+        super().__init__(max_cells=2000)
+        self.epochs = epochs
+
+    def settings(self):
+        return {"epochs": self.epochs}
+
+    def longer(self, times):
+        return Learning(self.epochs * times)
+
+    def fit(self, pairs, context):
+        self.ran.append(self.epochs)
+        context.image_steps += 10 * self.epochs
+        super().fit(pairs, context)
+
+    @property
+    def still_rising(self):
+        return self.epochs < self.enough
+
+
+@pytest.mark.parametrize(
+    ("enough", "ceiling", "threshold", "ran", "rising"),
+    [
+        (4, 4, 2.0, [1, 2, 4], False),
+        (64, 4, 2.0, [1, 2, 4], True),
+        (4, 1, 2.0, [1], True),
+        (4, 4, 0.0, [1], True),
+    ],
+)
+def test_what_is_still_rising_goes_on_up_to_a_ceiling(
+    bench, cut, monkeypatch, enough, ceiling, threshold, ran, rising
+):
+    monkeypatch.setattr(Learning, "enough", enough)
+    monkeypatch.setattr(Learning, "ran", [])
+    found = attempt_until_settled(bench, cut, Learning(), Wish(), ceiling, threshold)
+    assert Learning.ran == ran
+    assert found.rising is rising
+    fits = 40 * len(ran)  # what the linear attacker underneath counts
+    assert found.own_steps == 10 * sum(ran) + fits
+
+
+def test_a_cut_where_an_attack_is_still_rising_is_undecided(bench, cut, monkeypatch):
+    monkeypatch.setattr(Learning, "enough", 64)
+    reached = attempt_until_settled(bench, cut, Learning(), Wish(), 2, 2.0)
+    shown = StoredAttack.of(reached, "0" * 64).shown("linear", bench, 0.99)
+    assert shown.rising
+    evidence = {(i, "linear"): Evidence.of(shown, "corrected") for i in range(2)}
+    settled = {job: replace(e, rising="") for job, e in evidence.items()}
+    mixed = {(0, "linear"): settled[0, "linear"], (1, "linear"): evidence[1, "linear"]}
+    for given, wanted in ((evidence, "undecided"), (mixed, "undecided"), (settled, "safe")):
+        first = judge(["a", "b"], ["linear"], given, 0.99)[0]
+        assert first.status == wanted
+    reason = judge(["a", "b"], ["linear"], mixed, 0.99)[0].reason
+    assert reason == "linear at b was still rising when its budget ended: counts as leaking"
+    screened = judge(["a", "b"], ["linear"], mixed, 0.99, Grant("screened", "a screening"))
+    assert screened[0].status == "screened"

@@ -345,7 +345,8 @@ def poison(url: str | None) -> int:
             if "key" not in trial.user_attrs:
                 continue
             new = copy.deepcopy(trial)
-            new.user_attrs["ssim_per_image"] = [0.0] * len(new.user_attrs["ssim_per_image"])
+            sides = new.user_attrs["ssim_per_side"]
+            new.user_attrs["ssim_per_side"] = {s: [0.0] * len(v) for s, v in sides.items()}
             new.user_attrs["complete"] = True
             storage.create_new_trial(study._study_id, template_trial=new)
             count += 1

@@ -66,7 +66,7 @@ def arena(tiny_loaded, tmp_path):
     def make_search(storage, threshold=0.2, settings=SETTINGS, last=0, **kwargs):
         # `last` 0 is all cuts
         attackers = {n: make(n, s) for n, s in settings.items()}
-        bench = Bench(store=store, floor=floor, resolution=32, seed=kwargs.pop("seed", 0))
+        bench = Bench(store=store, floors={32: floor}, seed=kwargs.pop("seed", 0))
         told = {n: kwargs.pop(n) for n in ("on_progress", "on_done") if n in kwargs}
         course = Course(threshold=threshold, **kwargs)
         return Search(
@@ -526,11 +526,11 @@ def test_a_stored_result_that_is_not_whole_is_no_evidence(arena, tmp_path):
     key = first.key(first.cuts[0], first.panel["linear"])
     done = finished(storage, [key])[key]
     damages = [
-        {"ssim_per_image": [0.0]},
-        {"ssim_per_image": [float("nan")] * 24},
+        {"ssim_per_side": {"32": [0.0]}},
+        {"ssim_per_side": {"32": [float("nan")] * 24}},
         {"complete": "yes"},
-        {"ssim_per_image": [7.0] * 24},
-        {"ssim_per_image": "x"},
+        {"ssim_per_side": {"32": [7.0] * 24}},
+        {"ssim_per_side": "x"},
         {"settings": None},
     ]
     for i, damage in enumerate(damages):
@@ -605,7 +605,7 @@ TOGETHER = """
     (Path(gate) / f"ready{number}").touch()
     while not (Path(gate) / "go").exists():
         time.sleep(0.01)
-    search = Search(cuts, [same] * len(cuts), Bench(store=store, floor=floor, resolution=32),
+    search = Search(cuts, [same] * len(cuts), Bench(store=store, floors={32: floor}),
         {n: make(n, settings[n]) for n in attackers.split(",")},
         Course(threshold=0.9, exhaustive=True), open_storage(journal)[0])
     outcome = search.run()
