@@ -15,6 +15,7 @@ from ..cache import written_whole
 from ..config import Attack, CutRow, SplitConfig
 from ..errors import BackendError, UsageError
 from .charts import CHARTS, to_png, to_svg
+from .people import by_side, compared, people
 from .table import advised, failed_attacks, human_bytes, outside, swept, upper_ends
 
 FORMATS = ("html", "md", "svg", "png", "csv")
@@ -122,7 +123,9 @@ def settings(config: SplitConfig) -> list[tuple[str, str]]:
         ("sweep", swept(config) or "none"),
         ("evidence", p.evidence),
         ("floor", f"{p.floor:.3f} (95th percentile {p.floor_p95:.3f})"),
-        ("SSIM", f"{p.ssim}; {p.resolution}x{p.resolution}"),
+        ("SSIM", f"{p.ssim}; {compared(config)}"),
+        ("sizes", by_side(config) or f"compared at {compared(config)}"),
+        ("people", people(config) or "not counted"),
     ]
     rows += [(f"attacker {a.name}", a.settings) for a in p.attackers]
     first = config.cuts[0].latency_ms

@@ -11,6 +11,7 @@ from ..graph.build import Cut, LayerGraph
 from ..optimizer.choose import compares
 from ..optimizer.sweep import bound
 from ..printable import printable
+from .people import by_side, compared, people
 
 _STYLE = {
     "safe": "green",
@@ -214,7 +215,7 @@ def _notes(config: SplitConfig) -> Text:
     p = config.privacy
     first = config.cuts[0].latency_ms
     lines = [
-        f"SSIM: mean over {p.images['test']} unseen images at {p.resolution}x{p.resolution}, best "
+        f"SSIM: mean over {p.images['test']} unseen images at {compared(config)}, best "
         f"of {', '.join(a.name for a in p.attackers)}; floor (never seeing the features) "
         f"{p.floor:.2f}; "
         + (
@@ -241,6 +242,10 @@ def _notes(config: SplitConfig) -> Text:
                 f"Inside Gramine: {w.start_s:.1f} s to start, {w.load_s:.2f} s to load the model, "
                 f"{human_bytes(w.peak_bytes)} at the peak; not part of the times above."
             )
+    if by_side(config):
+        lines.append(f"At the cut, the largest mean counts: {by_side(config)}.")
+    if people(config):
+        lines.append(f"At the cut, {people(config)}.")
     found = swept(config)
     if found is not None:
         lines.append(f"Sweep: {found}.")

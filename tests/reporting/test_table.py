@@ -173,3 +173,35 @@ def test_the_sweep_is_one_line():
     )
     assert "1 unsampled cuts swept, highest upper end 0.05 at mid" in text
     assert "from 0.10 on" in text
+
+
+def test_sizes_and_people_are_shown_beside_the_mean():
+    sides = [
+        c.SideScore(side=224, raw=0.3, score=0.12, low=0.1, high=0.14),
+        c.SideScore(side=112, raw=0.4, score=0.19, low=0.18, high=0.199),
+    ]
+    attack = c.Attack(
+        attacker="stack",
+        settings="Stack()",
+        outcome="full budget",
+        score=0.19,
+        low=0.18,
+        high=0.199,
+        sides=sides,
+        over=12,
+        over_high=0.1023,
+        largest=0.41,
+        retrieved=180,
+        retrieved_high=0.9381,
+    )
+    made = config()
+    privacy = {"sides": [224, 112], "images": {"test": 200}, "attacks": [attack]}
+    made = made.model_copy(update={"privacy": made.privacy.model_copy(update=privacy)})
+    text = shown(made)
+    assert "200 unseen images at 224x224 and 112x112" in text
+    assert "0.12 at 224 pixels, 0.19 at 112 pixels" in text
+    assert "12 of 200 test images reach 0.2 on their own (at most 10.2% of all" in text
+    assert "picked out of 200 for 180 of them (at most 93.8%, chance 0.5%)" in text
+    old = shown(config())
+    assert "1 unseen images at 8x8" in old
+    assert "on their own" not in old, "a result of before counts nobody"
