@@ -33,7 +33,15 @@ from partopt.profilers.base import CutLatency, Duration
 
 SETTINGS = {
     "linear": {"max_cells": 8000},
-    "decoder": {"epochs": 3, "width": 16, "narrowest": 8, "blocks": 1, "batch": 8, "patience": 0},
+    "decoder": {
+        "epochs": 3,
+        "lr": 2e-3,
+        "width": 16,
+        "narrowest": 8,
+        "blocks": 1,
+        "batch": 8,
+        "patience": 0,
+    },
 }
 
 
