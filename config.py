@@ -10,7 +10,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .cache import written_whole
 from .errors import ConfigError, nearest
@@ -179,8 +186,8 @@ class Attack(_Strict):
 class CutRow(_Strict):
     """One line of the table. ``suffix_high`` is None where a later result is missing.
 
-    ``safe``: the cut may be used; ``status`` says whether the evidence certifies it (``safe``) or
-    only ``screened`` it. ``swept``: the cut was not among those asked for; a sweep found that it
+    ``safe`` is True where ``status`` is: the evidence certifies the cut, it did not only screen it.
+    ``swept``: the cut was not among those asked for; a sweep found that it
     may leak, and it was attacked like the others. It is never the answer. ``unplaced``: why the
     attacks that ran settle nothing there but a leak; empty where they do.
     """
@@ -274,6 +281,22 @@ class Privacy(_Strict):
     suffix_high: float | None = None
     attacks: list[Attack] = Field(default_factory=list)
 
+    @property
+    def screens(self) -> bool:
+        """Whether this is a screening, which certifies no cut, whatever its rows say."""
+        return self.evidence == "screening" or self.budget == "quick" or self.protocol == "paper"
+
+    @property
+    def missing(self) -> str:
+        """Of a cut that is not certified: what could certify it, as a clause.
+
+        Results of older versions have no ``shortfall``.
+        """
+        if self.shortfall:
+            return self.shortfall
+        strict = "--protocol strict " if self.protocol == "paper" else ""
+        return f"this was a screening; find with {strict}--budget standard could certify it"
+
 
 class Search(_Strict):
     """What the search cost."""
@@ -312,6 +335,32 @@ class SplitConfig(_Strict):
     sweep: Sweep | None = None
     command: str = ""
     mrenclave: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _screened_is_not_safe(self) -> SplitConfig:
+        """Older versions called cuts safe that they had only screened: such rows are screened."""
+        rows = [(row, self._status(row)) for row in self.cuts]
+        self.cuts = [
+            row
+            if (row.status, row.safe) == (status, status == "safe")
+            else row.model_copy(update={"status": status, "safe": status == "safe"})
+            for row, status in rows
+        ]
+        return self
+
+    def _status(self, row: CutRow) -> Status:
+        return "screened" if row.status == "safe" and self.privacy.screens else row.status
+
+    @property
+    def standing(self) -> Status | None:
+        """What the chosen cut is: ``safe`` only where certified; None where there is no cut.
+
+        ``not attacked`` where the table does not list it.
+        """
+        if self.cut is None:
+            return None
+        row = next((r for r in self.cuts if r.name == self.cut.name), None)
+        return "not attacked" if row is None else self._status(row)
 
     def to_json(self) -> str:
         """JSON with stable key order."""

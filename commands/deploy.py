@@ -73,12 +73,19 @@ def export(
         bool,
         typer.Option("--even-if-slower", help="Go on where the split config says: do not split"),
     ] = False,
+    accept_screening: Annotated[
+        bool,
+        typer.Option(
+            "--accept-screening",
+            help="Go on with a cut that was only screened (budget quick): nothing certifies it",
+        ),
+    ] = False,
     trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
     debug: Debug = False,
 ) -> None:
     """Write a bundle that runs: head, tail, manifest, hashes.
 
-    Beside them systemd units and a README.
+    Beside them systemd units and a README. A cut that is not certified is refused, with code 2.
     """
     from ..arguments.numbers import threads as hold_threads
     from ..arguments.numbers import whole
@@ -89,7 +96,11 @@ def export(
     whole("batch", batch, 1)
     hold_threads(threads)
     source = Source(
-        split=split, weights=weights, trust_model=trust_model, even_if_slower=even_if_slower
+        split=split,
+        weights=weights,
+        trust_model=trust_model,
+        even_if_slower=even_if_slower,
+        accept_screening=accept_screening,
     )
     build = Build(optimise=optimise, batch=batch, threads=threads, labels=labels)
     keys = Keys(file=key, seal_with=seal, sign=sign)

@@ -108,7 +108,8 @@ def find(
     """Find the fastest cut that no attacker inverts.
 
     Writes its split config. Exits with 0 where there is such a cut, 3 where none is safe, 6 where
-    not splitting is no slower.
+    not splitting is no slower. Under budget quick the cut is a candidate, screened and not
+    certified; the code is the same.
     """
     from ..arguments.outputs import writable
     from ..graph.traceargs import Tracing
@@ -173,6 +174,15 @@ def _report(result: SplitResult, path: Path, as_json: bool) -> None:
         raise typer.Exit(3)
     if not as_json:
         err.print(f"split config: {path}", highlight=False)
+    if result.config.standing != "safe":
+        doubt = f"candidate only, {result.config.standing}, not certified: "
+        err.print(
+            doubt + result.config.privacy.missing,
+            style="bold yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     if result.config.recommendation == "do not split":
         err.print("not splitting is at least as fast and leaks nothing", style="bold yellow")
         raise typer.Exit(DO_NOT_SPLIT)

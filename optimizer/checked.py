@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..config import ChosenLatency, CutInfo, SplitConfig
+from ..config import ChosenLatency, CutInfo, SplitConfig, Status
 from ..errors import ConfigError
 from ..graph.build import Cut, LayerGraph
 from ..models.load import LoadedModel
@@ -78,21 +78,38 @@ class Property:
 
 @dataclass
 class CheckResult:
-    """All properties of one split config against one model; a check adds them one by one."""
+    """All properties of one split config against one model; a check adds them one by one.
+
+    Attributes:
+        name, model, cut: Of the split config, and what it deploys.
+        properties: What was checked.
+        found: The run that gave the evidence, if one was needed.
+        status: What a cut that holds is by this check's evidence, ``safe`` or ``screened``; None
+            where it does not hold.
+    """
 
     name: str
     model: str
     cut: str
     properties: list[Property] = field(default_factory=list)
     found: SplitResult | None = None
+    status: Status | None = None
 
     def add(self, name: str, what: What, detail: str) -> None:
         """Note one property."""
         self.properties.append(Property(name, what, detail))
 
     @property
+    def caveat(self) -> str:
+        """``screened, not certified: `` where the cut only passes a screening, else nothing."""
+        return "" if self.status in (None, "safe") else f"{self.status}, not certified: "
+
+    @property
     def exit_code(self) -> int:
-        """0 holds, 4 privacy regression, 1 undecided, 5 cut moved or latency regressed."""
+        """0 holds, 4 privacy regression, 1 undecided, 5 cut moved or latency regressed.
+
+        A cut that was only screened holds like another: words tell them apart, codes do not.
+        """
         seen = {p.what for p in self.properties}
         if "regressed" in seen:
             return REGRESSED
@@ -103,11 +120,15 @@ class CheckResult:
     @property
     def verdict(self) -> str:
         """The result in one phrase."""
+        screened = self.status not in (None, "safe")
         return {
-            HOLDS: "holds",
+            HOLDS: f"holds, {self.status}, not certified" if screened else "holds",
             UNDECIDED: "could not be decided (counts as failing)",
             REGRESSED: "PRIVACY REGRESSION",
-            CHANGED: "protects, but the cut moved or latency regressed",
+            CHANGED: (
+                f"{f'{self.status}, not certified' if screened else 'protects'}, "
+                "but the cut moved or latency regressed"
+            ),
         }[self.exit_code]
 
 

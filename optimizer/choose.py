@@ -146,8 +146,8 @@ class Candidates:
             )
         return Advice(
             "do not split",
-            f"no safe cut is faster, beyond noise, than the whole model in the enclave "
-            f"({self.whole.ms:.2f} ms; the fastest safe cut, {name}, {total.ms:.2f} ms), and that "
+            "no cut that passes is faster, beyond noise, than the whole model in the enclave "
+            f"({self.whole.ms:.2f} ms; the fastest one, {name}, {total.ms:.2f} ms), and that "
             "leaks nothing",
         )
 

@@ -13,6 +13,7 @@ from ..profilers.base import Conditions, CutLatency, Duration, Profile
 from ..profilers.profile import profile
 from .checked import Checked, CheckResult, What
 from .choose import TIE, Candidates, fastest
+from .rule import PASSED
 
 
 def stored_times(checked: Checked) -> Profile | None:
@@ -111,7 +112,7 @@ def still_best(
         result.add("best cut", "skipped", "no cut is safe")
         return
     mine = checked.position(cuts)
-    stored_safe = {row.name for row in checked.config.cuts if row.safe}
+    stored_safe = {row.name for row in checked.config.cuts if row.status in PASSED}
     gain = times[mine].total.ms - times[best].total.ms
     noise = 2 * (times[mine].total.noise_ms ** 2 + times[best].total.noise_ms ** 2) ** 0.5
     pays = gain > max(noise, TIE * times[best].total.ms)

@@ -103,7 +103,8 @@ def stored_evidence(
     }
     names = [row.name for row in config.cuts]
     p = config.privacy
-    grant = grant_of(Split(**p.images), {}, p.evidence, protocol.budgets)
+    evidence_is = "screening" if p.screens else p.evidence
+    grant = grant_of(Split(**p.images), {}, evidence_is, protocol.budgets)
     unplaced = {i: row.unplaced for i, row in enumerate(config.cuts) if row.unplaced}
     verdicts = judge(names, list(terms.panel), evidence, protocol.threshold, grant, unplaced)
     verdict = verdicts[names.index(deployed)]
@@ -113,10 +114,11 @@ def stored_evidence(
         result.add("privacy", "regressed", f"stored evidence does not protect: {why}")
         return set()
     if verdict.safe:
+        result.status = verdict.status
         result.add(
             "privacy",
             "holds",
-            f"stored evidence ({config.privacy.evidence}), believed as asked: at most "
+            f"{result.caveat}stored evidence ({evidence_is}), believed as asked: at most "
             f"{verdict.suffix_high:.2f} here and later, below {protocol.threshold:g}",
         )
     else:
@@ -154,10 +156,12 @@ def _own_evidence(
     )
     limit = terms.protocol.threshold
     if verdict.safe:
+        result.status = verdict.status
         result.add(
             "privacy",
             "holds",
-            f"{said}: at most {verdict.suffix_high:.2f} here and later, below {limit:g}",
+            f"{result.caveat}{said}: at most {verdict.suffix_high:.2f} here and later, below "
+            f"{limit:g}",
         )
         return {name for name, v in by_name.items() if v.safe}
     if verdict.status == "leaks":

@@ -59,5 +59,5 @@ def grant_of(
         wanted = f"--budget standard with {certifying.split.total} images"
         if certifying.evidence == "screening":
             wanted = "--protocol strict --budget standard"
-        return Grant("screened", f"this was a screening; {wanted} would certify it")
+        return Grant("screened", f"this was a screening; {wanted} could certify it")
     return Grant()

@@ -60,7 +60,7 @@ def _row(
         high=verdict.high,
         suffix_score=verdict.suffix_value,
         suffix_high=suffix_high,
-        safe=verdict.safe,
+        safe=verdict.status == "safe",
         status=verdict.status,
         reason=_reason(verdict, attacks),
         attacks=attacks,

@@ -27,6 +27,16 @@ BLUE, ORANGE, GREEN, PINK, YELLOW, RED = (
 SERIES = (BLUE, ORANGE, GREEN, PINK, YELLOW)
 
 
+def colour_of(config: SplitConfig) -> str:
+    """Of the chosen cut's mark: green is for certified cuts alone."""
+    return GREEN if config.standing == "safe" else BLUE
+
+
+def label_of(config: SplitConfig) -> str:
+    """What the chosen cut's mark is called."""
+    return "chosen cut" if config.standing == "safe" else f"candidate ({config.standing})"
+
+
 def new_figure(width: float, height: float) -> tuple[Any, Any]:
     """A figure of so many inches with one bare pair of axes.
 
@@ -157,7 +167,7 @@ def leakage(config: SplitConfig) -> Any:
     axes.axhline(floor, color=INK, lw=0.8, label="floor (never seeing the features)")
     if config.cut is not None:
         chosen = [r.name for r in rows].index(config.cut.name)
-        axes.axvline(chosen, color=GREEN, lw=6, alpha=0.25, label="chosen cut")
+        axes.axvline(chosen, color=colour_of(config), lw=6, alpha=0.25, label=label_of(config))
     names = [_plain(r.name) for r in rows]
     axes.set_xticks(x, names, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_ylabel("raw SSIM" if privacy.scale == "raw" else "SSIM above the floor (0 to 1)")
@@ -169,7 +179,7 @@ def leakage(config: SplitConfig) -> Any:
 def front(config: SplitConfig) -> Any:
     """Latency against leakage, one point a cut, the chosen one marked."""
     figure, axes = new_figure(8.2, 4.2)
-    colours = {"safe": GREEN, "screened": GREEN, "leaks": RED, "undecided": YELLOW}
+    colours = {"safe": GREEN, "screened": BLUE, "leaks": RED, "undecided": YELLOW}
     for status in ("safe", "screened", "undecided", "leaks"):
         rows = [r for r in config.cuts if r.status == status and r.suffix_score is not None]
         if rows:
@@ -183,7 +193,9 @@ def front(config: SplitConfig) -> Any:
         row = next(r for r in config.cuts if r.name == config.cut.name)
         if row.suffix_score is not None:
             point = (row.latency_ms.total.ms, row.suffix_score)
-            axes.scatter(*point, marker="*", s=220, color=GREEN, edgecolor=INK, zorder=3)
+            axes.scatter(
+                *point, marker="*", s=220, color=colour_of(config), edgecolor=INK, zorder=3
+            )
             axes.annotate(
                 _plain(row.name),
                 point,

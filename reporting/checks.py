@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..optimizer.check import HOLDS, CheckResult
+from ..optimizer.check import CHANGED, HOLDS, CheckResult
 from ..printable import printable
 
 _STYLE = {
@@ -29,6 +29,8 @@ def table(results: Sequence[CheckResult]) -> RenderableType:
     blocks: list[RenderableType] = []
     for result in results:
         style = "bold green" if result.exit_code == HOLDS else "bold red"
+        if result.exit_code == HOLDS and result.caveat:
+            style = "bold yellow"
         title = Text(f"{printable(result.name)}: ", style="bold").append(
             result.verdict, style=style
         )
@@ -53,6 +55,8 @@ def as_json(results: Sequence[CheckResult]) -> str:
                     "cut": r.cut,
                     "verdict": r.verdict,
                     "exit_code": r.exit_code,
+                    "status": r.status,
+                    "certified": r.exit_code in (HOLDS, CHANGED) and r.status == "safe",
                     "properties": [
                         {"name": p.name, "outcome": p.what, "detail": p.detail}
                         for p in r.properties
@@ -90,6 +94,9 @@ def junit(results: Sequence[CheckResult]) -> str:
                 ET.SubElement(case, "failure", message=printable(p.detail), type=p.what)
             elif p.what == "skipped":
                 ET.SubElement(case, "skipped", message=printable(p.detail))
+            else:
+                # The only place where viewers show what stands behind a case that passes.
+                ET.SubElement(case, "system-out").text = printable(p.detail)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
@@ -102,7 +109,14 @@ def markdown(results: Sequence[CheckResult]) -> str:
         else f"{len(failing)} of {len(results)} split config(s) do not hold: "
         + "; ".join(f"`{_cell(r.name)}` {r.verdict}" for r in failing)
     )
-    lines = [f"## partopt check: {'holds' if not failing else 'FAILS'}", "", head, ""]
+    screened = [r for r in results if r.exit_code == HOLDS and r.caveat]
+    title = "FAILS" if failing else "holds, screened, not certified" if screened else "holds"
+    if screened:
+        head += f" {len(screened)} of {len(results)} screened, not certified: " + ", ".join(
+            f"`{_cell(r.name)}`" for r in screened
+        )
+        head += '. A stronger attacker may invert them; `budget = "standard"` could certify them.'
+    lines = [f"## partopt check: {title}", "", head, ""]
     for r in sorted(results, key=lambda r: r.exit_code == HOLDS):
         lines += [
             f"### `{_cell(r.name)}` ({_cell(r.model)}, cut after `{_cell(r.cut)}`): {r.verdict}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from ..config import SplitConfig
-from .table import advised
+from .table import advised, uncertified
 
 
 def compare(a: SplitConfig, b: SplitConfig) -> Table:
@@ -36,7 +36,7 @@ def _facts(c: SplitConfig) -> dict[str, str]:
         "resolution": str(p.resolution),
         "attackers": ", ".join(a.name for a in p.attackers),
         "floor": f"{p.floor:.3f}",
-        "cut": c.cut.name if c.cut else "none is safe",
+        "cut": f"{c.cut.name}{uncertified(c)}" if c.cut else "none is safe",
         "score at the cut": "-" if p.score is None else f"{p.score:.3f} (at most {p.high:.3f})",
         "split or not": advised(c) if c.cut else "-",
         "total ms": "-" if lat is None else f"{lat.total.ms:.2f} ({lat.total.basis})",

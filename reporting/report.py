@@ -16,7 +16,15 @@ from ..config import Attack, CutRow, SplitConfig
 from ..errors import BackendError, UsageError
 from .charts import CHARTS, to_png, to_svg
 from .people import by_side, compared, people
-from .table import advised, failed_attacks, human_bytes, outside, swept, upper_ends
+from .table import (
+    advised,
+    failed_attacks,
+    human_bytes,
+    outside,
+    swept,
+    uncertified,
+    upper_ends,
+)
 
 FORMATS = ("html", "md", "svg", "png", "csv")
 _MAX_PICTURE = 8 << 20
@@ -40,6 +48,8 @@ def verdict(config: SplitConfig) -> str:
             return f"No cut of {m.spec} is decided: {p.shortfall}."
         return f"No cut of {m.spec} keeps every attack below {p.threshold:g} ({scale})."
     lat = config.latency_ms
+    doubt = uncertified(config)
+    name = f"{config.cut.name}{doubt}"
     what = f"the strongest attack on unseen images reaches {upper_ends(config)} in {scale}, "
     what += f"threshold {p.threshold:g}"
     if p.protocol == "paper":
@@ -50,8 +60,8 @@ def verdict(config: SplitConfig) -> str:
     if advised(config) == "do not split":
         return (
             f"Do not split {m.spec}: all of it in the enclave takes {lat.full_enclave.ms:.1f} ms "
-            f"and leaks nothing, and the fastest safe cut, after {config.cut.name} ({what}), takes "
-            f"{lat.total.ms:.1f} ms ({lat.total.basis})."
+            f"and leaks nothing, and the fastest {'candidate' if doubt else 'safe cut'}, after "
+            f"{name} ({what}), takes {lat.total.ms:.1f} ms ({lat.total.basis})."
         )
     times = f"it {outside(config)}"
     if advised(config) == "split":
@@ -60,7 +70,9 @@ def verdict(config: SplitConfig) -> str:
             f"a run takes {lat.total.ms:.1f} ms against {lat.full_enclave.ms:.1f} ms for "
             f"everything in the enclave: {ratio:.2f}x the speed ({lat.total.basis})"
         )
-    return f"Cut {m.spec} after {config.cut.name}: {what}; {times}."
+    if doubt:
+        return f"Candidate cut of {m.spec} after {name}: {what}; {times}."
+    return f"Cut {m.spec} after {name}: {what}; {times}."
 
 
 def _best_attack(row: CutRow) -> Any:
@@ -121,7 +133,7 @@ def settings(config: SplitConfig) -> list[tuple[str, str]]:
         ("rule", p.rule),
         ("split or not", f"{advised(config)}: {config.recommended_because or 'from its times'}"),
         ("sweep", swept(config) or "none"),
-        ("evidence", p.evidence),
+        ("evidence", f"{p.evidence}; {p.missing}" if p.screens else p.evidence),
         ("floor", f"{p.floor:.3f} (95th percentile {p.floor_p95:.3f})"),
         ("SSIM", f"{p.ssim}; {compared(config)}"),
         ("sizes", by_side(config) or f"compared at {compared(config)}"),
@@ -197,8 +209,8 @@ def markdown(config: SplitConfig) -> str:
     """Verdict, table and warnings for a paper or a pull request."""
     config = config.shown()
     lines = [verdict(config), ""]
-    if config.privacy.evidence == "screening":
-        lines += ["**Screening only: this does not certify the cut.**", ""]
+    if config.privacy.screens:
+        lines += [f"**Screened, not certified: {config.privacy.missing}.**", ""]
     lines += [
         "| cut | enclave ms | hand-off ms | accelerator ms | total ms | payload | SSIM | score "
         "| 95 % | verdict |",

@@ -15,7 +15,7 @@ from .people import by_side, compared, people
 
 _STYLE = {
     "safe": "green",
-    "screened": "green",
+    "screened": "yellow",
     "leaks": "red",
     "undecided": "yellow",
     "failed": "red bold",
@@ -105,18 +105,22 @@ def _verdict(config: SplitConfig) -> Text:
         return text
     lat = config.latency_ms
     plain = f"{scale} {upper_ends(config)} < {p.threshold:g}"
+    doubt = uncertified(config)
+    colour = "bold yellow" if doubt else "bold green"
     if advised(config) == "do not split":
         text = Text("Do not split ", style="bold yellow")
         text.append(
             f"{config.model.spec}: all of it in the enclave takes {lat.full_enclave.ms:.1f} ms and "
-            "leaks nothing; the fastest safe cut, after ",
+            f"leaks nothing; the fastest {'candidate' if doubt else 'safe cut'}, after ",
             style="not bold",
         )
-        text.append(config.cut.name, style="bold green")
+        text.append(config.cut.name, style=colour)
+        text.append(doubt, style=colour)
         text.append(f", {lat.total.ms:.1f} ms ({plain}) [{lat.total.basis}]", style="not bold")
     else:
-        text = Text("Cut after ", style="bold")
-        text.append(config.cut.name, style="bold green")
+        text = Text("Candidate cut after " if doubt else "Cut after ", style="bold")
+        text.append(config.cut.name, style=colour)
+        text.append(doubt, style=colour)
         times = (
             f"{lat.total.ms:.1f} ms against {lat.full_enclave.ms:.1f} ms all in the enclave "
             f"[{lat.total.basis}]"
@@ -126,11 +130,17 @@ def _verdict(config: SplitConfig) -> Text:
         text.append(f" of {config.model.spec}: {plain}, {times}", style="not bold")
     if p.protocol == "paper":
         text.append("  PUBLISHED RULE, CERTIFIES NOTHING", style="bold yellow")
-    elif p.evidence == "screening":
+    elif p.screens:
         text.append("  SCREENING ONLY", style="bold yellow")
     if config.model.random_weights:
         text.append("  RANDOM WEIGHTS", style="bold red")
     return text
+
+
+def uncertified(config: SplitConfig) -> str:
+    """`` (screened, not certified)`` and the like; empty where the chosen cut is certified safe."""
+    standing = config.standing
+    return "" if standing in (None, "safe") else f" ({standing}, not certified)"
 
 
 def advised(config: SplitConfig) -> Recommendation:

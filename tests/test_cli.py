@@ -59,6 +59,8 @@ def test_find_writes_a_split_config_and_a_table(here, capsys):
     config = SplitConfig.read(here / "make.split.json")
     assert config.cut.name in shown.out
     assert "SCREENING ONLY" in shown.out
+    assert "Candidate cut after" in shown.out
+    assert "candidate only, screened, not certified: this was a screening" in shown.err
     assert "make.split.json" in shown.err
     assert "Traceback" not in shown.err
 
@@ -133,10 +135,16 @@ def test_do_not_split_is_an_answer_with_a_code_of_its_own(here, capsys):
     config = SplitConfig.read(here / "make.split.json")
     assert config.recommendation == "do not split"
     assert config.cut is not None
-    assert cli.run(["export", "make.split.json", "--out", "bundle"]) == 2
-    assert "--even-if-slower" in capsys.readouterr().err
+    export = ["export", "make.split.json", "--out", "bundle"]
+    assert cli.run(export) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "go on with --accept-screening --even-if-slower" in said
+    for option in ("--even-if-slower", "--accept-screening"):
+        assert cli.run([*export, option]) == 2, "neither option stands for the other"
+        assert option not in capsys.readouterr().err
     assert not (here / "bundle").exists()
-    assert cli.run(["export", "make.split.json", "--out", "bundle", "--even-if-slower"]) == 0
+    assert cli.run([*export, "--even-if-slower", "--accept-screening"]) == 0
+    assert "screened, not certified" in " ".join(capsys.readouterr().err.split())
     assert any((here / "bundle").iterdir())
 
 

@@ -83,6 +83,20 @@ def sample() -> c.SplitConfig:
     )
 
 
+def test_older_versions_safe_on_a_screenings_evidence_is_screened(sample):
+    raw = json.loads(sample.to_json())
+    raw["cuts"][0].update(status="safe", safe=True)
+    (row,) = c.SplitConfig.parse(json.dumps(raw).encode()).cuts
+    assert (row.status, row.safe) == ("screened", False)
+    raw["cuts"][0].update(status="leaks", safe=True)
+    (row,) = c.SplitConfig.parse(json.dumps(raw).encode()).cuts
+    assert (row.status, row.safe) == ("leaks", False), "`safe` says no more than the status"
+    raw["cuts"][0].update(status="safe", safe=True)
+    raw["privacy"].update(budget="full", evidence="full")
+    (row,) = c.SplitConfig.parse(json.dumps(raw).encode()).cuts
+    assert (row.status, row.safe) == ("safe", True)
+
+
 def test_round_trip_with_stable_order(sample, tmp_path):
     path = tmp_path / "a.split.json"
     sample.write(path)

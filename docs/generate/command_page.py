@@ -11,9 +11,9 @@ from partopt import cli
 CODES = """\
 | exit code | meaning |
 |---|---|
-| 0 | found, or everything holds |
+| 0 | found, or everything holds; `screened, not certified` stands in the words, not in the code |
 | 1 | the run failed, or could not be decided: counts as failing |
-| 2 | wrong usage |
+| 2 | wrong usage; `export` of a cut that nothing certifies |
 | 3 | no safe cut: the split config is written all the same, with `cut` null |
 | 4 | `check`: privacy regression |
 | 5 | `check`: the best cut has moved, or latency has regressed |

@@ -156,10 +156,10 @@ def _fields(bundle: Bundle) -> dict[str, str]:
 
 def _warnings(config: SplitConfig, made: Halves) -> list[str]:
     found = []
-    if config.privacy.evidence == "screening":
+    if config.standing != "safe":
         found.append(
-            "the cut was only screened (quick budget): run find with --budget standard or full "
-            "before anything private goes through it"
+            f"the cut is {config.standing}, not certified: {config.privacy.missing}; until then "
+            "let nothing private through it"
         )
     if config.model.random_weights:
         found.append("the weights are random: this bundle is good for trying things out alone")

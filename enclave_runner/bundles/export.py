@@ -33,12 +33,15 @@ class Source:
         weights: The model's weights, where the split config was made with a file.
         trust_model: Allow a ``.pt2`` file.
         even_if_slower: Go on where the split config recommends not to split.
+        accept_screening: Go on with a cut that was only screened, or that a screening left
+            undecided: nothing certifies it.
     """
 
     split: Path
     weights: str | None = None
     trust_model: bool = False
     even_if_slower: bool = False
+    accept_screening: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,15 +167,31 @@ def export(
 
 
 def _splittable(source: Source) -> c.SplitConfig:
-    """The split config, if it says to split."""
+    """The split config, if it says to split and its evidence is good enough, or was accepted."""
     config = c.SplitConfig.read(source.split)
-    if config.cut is None:
-        raise UsageError(f"`split` got {str(source.split)!r}, which has no cut: none was safe")
-    if config.recommendation == "do not split" and not source.even_if_slower:
+    path, cut, standing = repr(str(source.split)), config.cut, config.standing
+    if cut is None:
+        raise UsageError(f"`split` got {path}, which has no cut: none was safe")
+    screens = config.privacy.screens
+    if standing not in ("safe", "screened") and not (standing == "undecided" and screens):
         raise UsageError(
-            f"`split` got {str(source.split)!r}, which recommends not to split: "
-            f"{config.recommended_because}; keep the whole model in the enclave, or go on with "
-            "--even-if-slower"
+            f"`split` got {path}, whose cut {cut.name!r} is {standing}, which counts as leaking; "
+            "run find again"
+        )
+    refused: list[tuple[str, str]] = []
+    if standing != "safe" and not source.accept_screening:
+        why = f"whose cut {cut.name!r} is {standing}, not certified: {config.privacy.missing}"
+        refused.append((why, "--accept-screening"))
+    if config.recommendation == "do not split" and not source.even_if_slower:
+        why = (
+            f"which recommends not to split: {config.recommended_because}; keep the whole model in "
+            "the enclave"
+        )
+        refused.append((why, "--even-if-slower"))
+    if refused:
+        raise UsageError(
+            f"`split` got {path}, {', and '.join(why for why, _ in refused)}, or go on with "
+            f"{' '.join(option for _, option in refused)}"
         )
     return config
 

@@ -162,7 +162,7 @@ def nets(tmp_path_factory):
 @pytest.fixture(scope="session")
 def made(nets) -> Made:
     split, loaded = split_config(nets, "runnets:Net", "mid.2")
-    done = export(Source(split=split), nets / "bundle", build=Build(batch=4))
+    done = export(Source(split=split, accept_screening=True), nets / "bundle", build=Build(batch=4))
     return Made(done.folder, read_key(done.key), split, loaded)
 
 

@@ -33,7 +33,11 @@ def test_answers_are_bit_identical_and_nothing_else_leaves(made, photo, transpor
 
 
 def test_gramines_encrypted_mount(made, photo, tmp_path):
-    done = export(Source(split=made.split), tmp_path / "b", keys=Keys(seal_with="gramine"))
+    done = export(
+        Source(split=made.split, accept_screening=True),
+        tmp_path / "b",
+        keys=Keys(seal_with="gramine"),
+    )
     key = read_key(done.key)
     options = ServeOptions(enclave=DIRECT)
     with pytest.raises(BackendError, match="native cannot open it"):
@@ -96,7 +100,11 @@ def test_signing_gives_the_measurement_that_gramine_shows(made, tmp_path):
     key = tmp_path / "key.pem"
     subprocess.run(["gramine-sgx-gen-private-key", str(key)], check=True, capture_output=True)
     split = shutil.copy(made.split, tmp_path / "s.json")
-    done = export(Source(split=tmp_path / "s.json"), tmp_path / "b", keys=Keys(sign=key))
+    done = export(
+        Source(split=tmp_path / "s.json", accept_screening=True),
+        tmp_path / "b",
+        keys=Keys(sign=key),
+    )
     shown = subprocess.run(
         ["gramine-sgx-sigstruct-view", str(tmp_path / "b" / "head.sig")],
         capture_output=True,

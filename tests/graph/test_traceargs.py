@@ -110,7 +110,8 @@ def test_they_are_stored_and_used_again(net, tmp_path, monkeypatch):
     assert run(["find", "--model", net, *arguments, *given, "--out", str(out)]) == 0
     config = SplitConfig.read(out)
     assert config.model.concrete_args == {"twice": False}
-    assert run(["export", str(out), "--out", str(tmp_path / "bundle")]) == 0
+    export = ["export", str(out), "--out", str(tmp_path / "bundle")]
+    assert run([*export, "--accept-screening"]) == 0
 
 
 def test_old_split_configs_have_neither():

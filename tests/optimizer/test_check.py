@@ -105,6 +105,9 @@ def outcomes(result: CheckResult) -> dict[str, str]:
 def test_unchanged_inputs_hold_without_an_attack(here):
     result = check(here, weights="protects.pth", latency=False)
     assert result.exit_code == 0
+    assert result.verdict == "holds, screened, not certified"
+    (privacy,) = [p.detail for p in result.properties if p.name == "privacy"]
+    assert privacy.startswith("screened, not certified: ")
     assert result.found.config.search.trials_run == 0
     assert outcomes(result) == {
         "graph": "holds",

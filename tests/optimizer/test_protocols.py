@@ -106,7 +106,8 @@ def test_a_run_says_every_choice(tiny_loaded, small, tmp_path):
     for row in result.config.cuts:
         assert [a.attacker for a in row.attacks] == ["cgan"]
         assert row.score == pytest.approx(row.ssim_raw)
-        assert row.safe == (row.suffix_score < 0.2)
+        assert (row.status == "screened") == (row.suffix_score < 0.2)
+        assert not row.safe, "the published rule certifies nothing"
     path = tmp_path / "a.json"
     result.config.write(path)
     assert SplitConfig.read(path).privacy.protocol == "paper"
@@ -116,6 +117,7 @@ def test_a_run_says_every_choice(tiny_loaded, small, tmp_path):
     terms = Policy(protocol="paper").terms(result.config, "cpu")
     safe = stored_evidence(checked, result.config, terms, result.cut.name)
     assert safe, "check applies the same rule"
+    assert checked.verdict == "holds, screened, not certified"
     assert Policy().terms(result.config, "cpu").protocol.name == "strict", "a policy must say it"
 
 

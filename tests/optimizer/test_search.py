@@ -701,8 +701,8 @@ def test_find_end_to_end(tiny_loaded, small):
     config = result.config
     assert config.cut.name == result.cut.name
     chosen = next(r for r in config.cuts if r.name == config.cut.name)
-    assert chosen.safe
-    assert chosen.status == "screened"
+    assert (chosen.status, chosen.safe) == ("screened", False)
+    assert config.standing == "screened"
     after = config.cuts[[r.name for r in config.cuts].index(chosen.name) :]
     assert all(r.high < 0.2 for r in after)
     assert any(r.status == "leaks" for r in config.cuts)

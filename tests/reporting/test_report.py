@@ -12,6 +12,7 @@ from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
+from rich.console import Console
 
 from partopt.attackers.pictures import path_of
 from partopt.config import SplitConfig
@@ -64,7 +65,9 @@ def test_the_page_is_self_contained(result):
     assert escaping.escape(verdict(result)) in page.replace("&#39;", "'")
     for warning in result.warnings:
         assert escaping.escape(warning, quote=False).split("'")[0] in page
-    assert "evidence: screening" in page
+    assert "evidence: screening only, screened, not certified" in page
+    assert 'class="verdict good"' not in page
+    assert 'class="good"' not in page, "no cut of a screening is green"
     assert "partopt find --model tiny" in page
 
 
@@ -229,3 +232,42 @@ def test_check_output_formats(outcomes):
     assert text.index("PRIVACY REGRESSION") < text.index("a.split.json")
     assert "<b>" not in text
     assert checks.markdown(outcomes[:1]).splitlines()[0] == "## partopt check: holds"
+
+
+def test_a_screened_cut_that_holds_is_not_called_certified(outcomes):
+    good, bad = outcomes
+    good.status = "screened"
+    good.add("privacy", "holds", f"{good.caveat}at most 0.10")
+    said = "screened, not certified"
+    assert good.exit_code == 0
+    (raw,) = json.loads(checks.as_json([good]))
+    assert (raw["verdict"], raw["status"], raw["certified"]) == (
+        f"holds, {said}",
+        "screened",
+        False,
+    )
+    root = ET.fromstring(checks.junit([good]))
+    (case,) = [c for c in root.findall(".//testcase") if c.get("name") == "privacy"]
+    assert said in case.findtext("system-out")
+    assert not root.findall(".//failure")
+    text = checks.markdown([good, bad])
+    assert text.splitlines()[0] == "## partopt check: FAILS"
+    assert f"1 of 2 {said}: `a.split.json`" in text
+    assert checks.markdown([good]).splitlines()[0] == f"## partopt check: holds, {said}"
+    assert "budget" in checks.markdown([good])
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(checks.table([good]))
+    assert f"a.split.json: holds, {said}" in console.export_text()
+    good.add("best cut", "moved", "from c to d")
+    assert (good.exit_code, good.verdict) == (5, f"{said}, but the cut moved or latency regressed")
+    assert json.loads(checks.as_json([good]))[0]["certified"] is False
+
+
+def test_a_certified_cut_that_holds_is_said_to(outcomes):
+    good, bad = outcomes
+    good.status = bad.status = "safe"
+    good.add("privacy", "holds", f"{good.caveat}at most 0.10")
+    for text in (checks.markdown([good]), checks.junit([good])):
+        assert "not certified" not in text
+    certified = [r["certified"] for r in json.loads(checks.as_json([good, bad]))]
+    assert certified == [True, False], "a regression certifies nothing"

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from partopt import config as c
 from partopt.reporting.compare import rows
-from partopt.reporting.report import verdict
+from partopt.reporting.report import markdown, verdict
 from partopt.reporting.table import advised, render
 
 
@@ -117,6 +117,14 @@ def config(backend: str = "native", **changes) -> c.SplitConfig:
     return made.model_copy(update=changes)
 
 
+def certified(**changes) -> c.SplitConfig:
+    """The same, with evidence that certifies the cut."""
+    made = config(**changes)
+    row = made.cuts[0].model_copy(update={"status": "safe", "safe": True})
+    enough = made.privacy.model_copy(update={"budget": "standard", "evidence": "standard"})
+    return made.model_copy(update={"cuts": [row], "privacy": enough})
+
+
 def shown(made: c.SplitConfig) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(render(made))
@@ -149,12 +157,51 @@ def test_a_result_of_an_older_version_takes_the_largest_from_its_row():
     ],
 )
 def test_the_headline_says_what_is_recommended(what, said, unsaid):
-    made = config(recommendation=what)
+    made = certified(recommendation=what)
     headline = shown(made).partition("cut (last in enclave)")[0]
     for text in (headline, verdict(made)):
         assert all(s in text for s in said), text
         assert not any(u in text for u in unsaid), text
     assert ("split or not", what, what) in rows(made, made)
+
+
+@pytest.mark.parametrize("advice", ["split", "not compared", "do not split"])
+def test_a_screened_cut_is_a_candidate_and_nothing_more(advice):
+    made = config(recommendation=advice)
+    headline = shown(made).partition("cut (last in enclave)")[0]
+    side = {label: one for label, one, _ in rows(made, made)}
+    for text in (headline, verdict(made)):
+        assert "andidate" in text, text
+        assert "late (screened, not certified)" in text, text
+        assert "safe" not in text, text
+    assert side["cut"] == "late (screened, not certified)"
+    sure = certified(recommendation=advice)
+    headline = shown(sure).partition("cut (last in enclave)")[0]
+    side = {label: one for label, one, _ in rows(sure, sure)}
+    assert side["cut"] == "late"
+    for text in (headline, verdict(sure)):
+        assert "certified" not in text, text
+        assert "andidate" not in text, text
+
+
+@pytest.mark.parametrize(
+    "change", [{"budget": "quick"}, {"evidence": "screening"}, {"protocol": "paper"}]
+)
+def test_no_row_makes_a_screening_more_than_that(change):
+    """Whatever a config says of a cut: older versions called screened cuts safe."""
+    made = certified()
+    made.privacy = made.privacy.model_copy(update=change)
+    assert made.standing == "screened"
+    for text in (shown(made), verdict(made), markdown(made)):
+        assert "not certified" in text
+    assert c.SplitConfig.parse(made.to_json().encode()).cuts[0].safe is False
+
+
+def test_a_screening_says_what_could_certify_its_cut():
+    made = config()
+    assert "--budget standard" in markdown(made)
+    made.privacy.shortfall = "1400 images could certify it"
+    assert "**Screened, not certified: 1400 images could certify it.**" in markdown(made)
 
 
 def test_what_too_few_images_left_open_is_the_headline():

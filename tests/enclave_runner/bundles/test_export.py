@@ -10,7 +10,14 @@ from safetensors.torch import load
 import partopt
 from partopt.config import SplitConfig, Tensor
 from partopt.enclave_runner.bundles.bundle import Bundle, read_bundle
-from partopt.enclave_runner.bundles.export import SEALED, Build, Keys, Source, export
+from partopt.enclave_runner.bundles.export import (
+    SEALED,
+    Build,
+    Keys,
+    Source,
+    _splittable,
+    export,
+)
 from partopt.enclave_runner.bundles.manifest import GramineWorker, render
 from partopt.enclave_runner.program.parts import WEIGHTS, Part, load_program
 from partopt.enclave_runner.program.recording import join
@@ -155,12 +162,20 @@ def test_a_wrong_spec_is_refused(made, tmp_path, path, value):
 
 def test_nothing_is_overwritten(made, tmp_path):
     with pytest.raises(UsageError, match="not empty"):
-        export(Source(split=made.split), made.folder)
+        export(Source(split=made.split, accept_screening=True), made.folder)
     (tmp_path / "k").write_text("mine")
     with pytest.raises(UsageError, match="`key` got"):
-        export(Source(split=made.split), tmp_path / "b", keys=Keys(file=tmp_path / "k"))
+        export(
+            Source(split=made.split, accept_screening=True),
+            tmp_path / "b",
+            keys=Keys(file=tmp_path / "k"),
+        )
     with pytest.raises(UsageError, match="inside the bundle"):
-        export(Source(split=made.split), tmp_path / "b", keys=Keys(file=tmp_path / "b" / "k"))
+        export(
+            Source(split=made.split, accept_screening=True),
+            tmp_path / "b",
+            keys=Keys(file=tmp_path / "b" / "k"),
+        )
     assert not (tmp_path / "b").exists()
 
 
@@ -170,22 +185,87 @@ def test_other_weights_than_were_attacked_are_refused(made, tmp_path):
     path = tmp_path / "s.json"
     config.model_copy(update={"model": other}).write(path)
     with pytest.raises(WeightsError, match="not those"):
-        export(Source(split=path), tmp_path / "b")
+        export(Source(split=path, accept_screening=True), tmp_path / "b")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def restated(made, path, *, row=None, privacy=None):
+    """The split config of `made` with other words on its evidence, written as it stands."""
+    config = json.loads(made.split.read_text())
+    for found in config["cuts"]:
+        found.update(row or {})
+    config["privacy"].update(privacy or {})
+    path.write_text(json.dumps(config))
+    return path
+
+
+SAFE = {"status": "safe", "safe": True}
+ENOUGH = {"budget": "standard", "evidence": "standard", "shortfall": ""}
+
+
+@pytest.mark.parametrize(
+    ("row", "privacy", "word"),
+    [
+        ({}, {}, "screened"),
+        (SAFE, {"shortfall": ""}, "screened"),
+        (SAFE, {**ENOUGH, "evidence": "screening"}, "screened"),
+        (SAFE, {**ENOUGH, "budget": "quick"}, "screened"),
+        (SAFE, {**ENOUGH, "protocol": "paper"}, "screened"),
+        ({"status": "screened"}, ENOUGH, "screened"),
+        ({"status": "undecided"}, {}, "undecided"),
+    ],
+)
+def test_a_cut_that_nothing_certifies_is_refused_without_a_word(made, tmp_path, row, privacy, word):
+    path = restated(made, tmp_path / "s.json", row=row, privacy=privacy)
+    with pytest.raises(UsageError, match=f"is {word}, not certified: .*--accept-screening") as info:
+        export(Source(split=path), tmp_path / "b")
+    assert "--budget standard" in str(info.value), "what could certify it"
+    assert list(tmp_path.iterdir()) == [path]
+    _splittable(Source(split=path, accept_screening=True))
+
+
+def test_a_certified_cut_takes_no_word(made, tmp_path):
+    path = restated(made, tmp_path / "s.json", row=SAFE, privacy=ENOUGH)
+    done = export(Source(split=path), tmp_path / "b")
+    assert not any("certified" in w for w in done.warnings)
+
+
+@pytest.mark.parametrize(
+    ("row", "privacy"),
+    [
+        ({"status": "leaks"}, {}),
+        ({"status": "failed"}, {}),
+        ({"status": "not attacked"}, {}),
+        ({"name": "elsewhere"}, {}),
+        ({"status": "undecided"}, ENOUGH),
+    ],
+)
+def test_no_word_lets_a_cut_out_that_counts_as_leaking(made, tmp_path, row, privacy):
+    path = restated(made, tmp_path / "s.json", row=row, privacy=privacy)
+    with pytest.raises(UsageError, match="counts as leaking; run find again"):
+        export(Source(split=path, accept_screening=True), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_bundle_goes_on_saying_that_its_cut_was_only_screened(made):
+    said = "the cut is screened, not certified: this was a screening; --budget standard"
+    assert any(w.startswith(said) for w in read_bundle(made.folder).warnings)
+    assert f"- {said}" in (made.folder / "README.md").read_text()
+    assert SplitConfig.read(made.folder / "split.json").standing == "screened"
 
 
 def test_no_cut_no_bundle(made, tmp_path):
     path = tmp_path / "s.json"
     SplitConfig.read(made.split).model_copy(update={"cut": None}).write(path)
     with pytest.raises(UsageError, match="no cut"):
-        export(Source(split=path), tmp_path / "b")
+        export(Source(split=path, accept_screening=True), tmp_path / "b")
 
 
 def test_weights_that_lie_on_both_sides_are_told_from_the_start(find_split, tmp_path):
     split, loaded = find_split("runnets:Tied", "relu")
     told = "head and tail both read a.weight"
     assert any(told in w for w in SplitConfig.read(split).warnings)
-    done = export(Source(split=split), tmp_path / "b")
+    done = export(Source(split=split, accept_screening=True), tmp_path / "b")
     assert any(told in w for w in done.warnings)
     assert done.off == 0
     halves = [
@@ -207,7 +287,7 @@ def test_a_graph_that_was_not_attacked_is_refused(made, tmp_path):
     path = tmp_path / "s.json"
     config.model_copy(update={"model": other}).write(path)
     with pytest.raises(CutError, match="not the one that was attacked"):
-        export(Source(split=path), tmp_path / "b")
+        export(Source(split=path, accept_screening=True), tmp_path / "b")
 
 
 def test_programs_are_held_against_the_loaded_model(made, tmp_path, monkeypatch):
@@ -223,14 +303,14 @@ def test_programs_are_held_against_the_loaded_model(made, tmp_path, monkeypatch)
 
     monkeypatch.setattr(LoadedModel, "trace", wrong)
     with pytest.raises(ExportError, match="answer otherwise than the model"):
-        export(Source(split=made.split), tmp_path / "b")
+        export(Source(split=made.split, accept_screening=True), tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("name", ["Packed", "Whole"])
 def test_answers_in_containers_are_exported(find_split, tmp_path, name):
     split, loaded = find_split(f"runnets:{name}", "a")
-    done = export(Source(split=split), tmp_path / "b")
+    done = export(Source(split=split, accept_screening=True), tmp_path / "b")
     halves = [
         load_program(done.folder / role, Part.read(done.folder / role), read_key(done.key))
         for role in ("head", "tail")
@@ -250,26 +330,43 @@ def test_a_complex_boundary_is_refused(find_split, tmp_path):
     cut = loaded.trace().cut("fft_fft2")
     tensor = Tensor(**{**vars(cut.boundary[0]), "shape": list(cut.boundary[0].shape)})
     chosen = config.cut.model_copy(update={"name": cut.name, "boundary": [tensor]})
-    config.model_copy(update={"cut": chosen}).write(split)
+    row = config.cuts[0].model_copy(update={"name": cut.name})
+    config.model_copy(update={"cut": chosen, "cuts": [row]}).write(split)
     with pytest.raises(ExportError, match="complex64, which cannot cross"):
-        export(Source(split=split), tmp_path / "b")
+        export(Source(split=split, accept_screening=True), tmp_path / "b")
 
 
 def test_labels(made, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\n")
     with pytest.raises(UsageError, match="3 labels for 5 classes"):
-        export(Source(split=made.split), tmp_path / "b", build=Build(labels=str(names)))
+        export(
+            Source(split=made.split, accept_screening=True),
+            tmp_path / "b",
+            build=Build(labels=str(names)),
+        )
     with pytest.raises(UsageError, match="use imagenet or a text file"):
-        export(Source(split=made.split), tmp_path / "b", build=Build(labels="nope.txt"))
+        export(
+            Source(split=made.split, accept_screening=True),
+            tmp_path / "b",
+            build=Build(labels="nope.txt"),
+        )
 
 
 def test_what_gramine_lacks_is_said(made, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendError, match="gramine-sgx-pf-crypt is not on PATH"):
-        export(Source(split=made.split), tmp_path / "b", keys=Keys(seal_with="gramine"))
+        export(
+            Source(split=made.split, accept_screening=True),
+            tmp_path / "b",
+            keys=Keys(seal_with="gramine"),
+        )
     (tmp_path / "key.pem").write_text("x")
-    done = export(Source(split=made.split), tmp_path / "b", keys=Keys(sign=tmp_path / "key.pem"))
+    done = export(
+        Source(split=made.split, accept_screening=True),
+        tmp_path / "b",
+        keys=Keys(sign=tmp_path / "key.pem"),
+    )
     assert any("not signed" in w for w in done.warnings)
     assert done.bundle.mrenclave is None
 
