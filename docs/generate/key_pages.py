@@ -17,8 +17,8 @@ _SPLIT = """\
 
 What `partopt find` writes as `MODEL.split.json`: the answer, and every figure, setting and warning
 behind it. Reading is strict: an unknown key or a newer schema is an error, and nothing in the file
-can run code. `partopt schema` prints the JSON Schema. A split config is under test: [`check`](\
-../how-to/ci-gate.md) believes none of its figures unless told to.
+can run code. `partopt schema` prints the JSON Schema. A split config is under test:
+[`partopt check`](../how-to/ci-gate.md) believes none of its figures unless told to.
 """
 _SETTINGS = """\
 # Settings file
@@ -71,5 +71,6 @@ def _type(annotation: Any) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
+    factory: Any = field.default_factory
+    value = factory() if factory is not None else field.default
     return f"`{value!r}`"

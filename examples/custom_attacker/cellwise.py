@@ -7,14 +7,14 @@ partopt attack --model mobilenet_v2 --cut features.6.conv.3 --attackers linear,c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from partopt.attackers.base import Attacker, Context, as_features, as_images, checked
-from partopt.attackers.rows import as_rows
+from partopt.attackers.pairs import Pairs
 from partopt.errors import AttackError
 
 
@@ -37,14 +37,9 @@ class Cellwise(Attacker):
     _side: int = field(default=0, init=False)
     _grid: int = field(default=0, init=False)
 
-    def fit(self, features: Any, images: Any, *, validation: Any, context: Any = None) -> None:
-        """Learn from pairs; choose the ridge weight on validation pairs."""
-        self._learn(features, images, *validation, context or Context())
-
-    def _learn(
-        self, features: Any, images: Any, held_features: Any, held_images: Any, context: Context
-    ) -> None:
-        maps, pictures = as_rows(features), as_rows(images)
+    def fit(self, pairs: Pairs, context: Context) -> None:
+        """Learn from training pairs; choose the ridge weight on validation pairs."""
+        maps, pictures = pairs.features, pairs.images
         self._side = pictures.shape[-1]
         # Cells that do not divide the picture are averaged until they do.
         shorter = min(*maps.shape[-2:], self._side)
@@ -59,9 +54,9 @@ class Cellwise(Attacker):
             context.report(rows.stop / len(maps))
         if not torch.isfinite(gram).all():
             raise AttackError("cellwise: the feature maps are not finite")
-        held, wanted = as_rows(held_features), as_rows(held_images)
+        held = pairs.held_out
         rows = range(min(len(held), 2 * self.batch))
-        target = as_images(wanted.take(rows))
+        target = as_images(pairs.held_out_images[: len(rows)])
         scale = gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
         tried = []
         for ridge in self.ridges:
