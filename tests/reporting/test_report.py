@@ -65,7 +65,8 @@ def test_the_page_is_self_contained(result):
     assert escaping.escape(verdict(result)) in page.replace("&#39;", "'")
     for warning in result.warnings:
         assert escaping.escape(warning, quote=False).split("'")[0] in page
-    assert "evidence: screening only, screened, not certified" in page
+    assert "evidence: screening only, certifies nothing" in page
+    assert "(screened, not certified)" in page
     assert 'class="verdict good"' not in page
     assert 'class="good"' not in page, "no cut of a screening is green"
     assert "partopt find --model tiny" in page
