@@ -259,7 +259,7 @@ def main() -> int:
     start = time.process_time()
     model = loaded(setting)
     graph, images = model.trace(), photos(setting)
-    cuts = {c.name: c for c in graph.cuts(args.cuts)}
+    cuts = {name: graph.cuts([name])[0] for name in args.cuts}
     floor = floor_of(images, setting.res, setting.seed)
     spent = time.process_time() - start
     s = images.split
