@@ -298,7 +298,12 @@ def main() -> int:
                     }
                 )
                 if args.out is not None:
-                    whole = {**asdict(setting), "floor": float(floor.mean()), "rows": rows}
+                    whole = {
+                        **asdict(setting),
+                        "budget": args.budget,
+                        "floor": float(floor.mean()),
+                        "rows": rows,
+                    }
                     args.out.write_text(json.dumps(whole, indent=1))
             if not held:
                 behind.append(name)
