@@ -41,6 +41,7 @@ from .storage import (
     claimed,
     fail_orphans,
     finished,
+    give_up,
     owner,
     spoken,
     whereabouts,
@@ -476,8 +477,10 @@ class Search:
     def _leave(self, study: optuna.Study, trial: Trial) -> None:
         """Stop, and leave the trial to whoever comes next, as far as the storage still lets us."""
         self._cancelled.set()
-        with suppress(Exception):
+        try:
             study.tell(trial, state=TrialState.FAIL)
+        except Exception:  # a full disk: the next search of this process must not wait for it
+            give_up(trial.user_attrs.get("owner") or {})
 
     def _members(self, index: int) -> dict[Key, Fitted]:
         """Attackers fitted already at a cut, for those that are built on them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -110,7 +111,16 @@ def owner() -> dict[str, Any]:
         "space": _space(),
         "pid": os.getpid(),
         "start": _start_time(os.getpid()),
+        "claim": uuid.uuid4().hex,
     }
+
+
+_GIVEN_UP: set[str] = set()  # claims of this process whose end no storage took
+
+
+def give_up(who: Mapping[str, Any]) -> None:
+    """Nobody is at an owner's trial any more, though its storage could not be told."""
+    _GIVEN_UP.add(str(who.get("claim")))
 
 
 def _space() -> str:
@@ -133,6 +143,8 @@ def whereabouts(who: Mapping[str, Any]) -> Whereabouts:
         return "elsewhere"
     if who.get("space", _space()) != _space():
         return "elsewhere"
+    if who.get("claim") in _GIVEN_UP:
+        return "gone"
     pid = int(who.get("pid", 0))
     return "here" if pid and who.get("start") == _start_time(pid) else "gone"
 
@@ -156,9 +168,11 @@ def fail_orphans(study: optuna.Study) -> int:
     """Mark running trials whose process on this machine is gone as failed; return how many."""
     count = 0
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if whereabouts(trial.user_attrs.get("owner") or {}) != "gone":
+        who = trial.user_attrs.get("owner") or {}
+        if whereabouts(who) != "gone":
             continue
-        study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
+        if who.get("claim") not in _GIVEN_UP:
+            study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
         study.tell(trial.number, state=TrialState.FAIL)
         count += 1
     return count

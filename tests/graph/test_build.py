@@ -131,7 +131,7 @@ def test_untraceable_model_names_module_and_line():
         trace(Outer(), torch.zeros(1, 3, 8, 8))
     text = str(caught.value)
     assert "module `inner`" in text
-    assert "test_graph.py:" in text
+    assert "test_build.py:" in text
     assert "x.sum() > 0" in text
     assert "leaf_modules" in text
 
