@@ -153,7 +153,9 @@ def attack(
         own = time.process_time() - start + reached.seconds - reached.own_seconds
         for key in set(fitted) - known:
             fitted[key] = replace(fitted[key], seconds=own)
-        difference, low, high = paired(reached.per_image, outside.per_image, bench.floor)
+        difference, low, high = paired(
+            reached.per_side[bench.resolution], outside.per_image, bench.floor
+        )
         yield Ours(
             attacker=name,
             settings=reached.settings,
@@ -273,7 +275,7 @@ def main() -> int:
     # Features are made anew: they are part of the cost.
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder), graph, model.preprocessing, images, model.weights_hash)
-        bench = Bench(store=store, floor=floor, resolution=setting.res, seed=setting.seed)
+        bench = Bench(store=store, floors={setting.res: floor}, seed=setting.seed)
         for name, path in zip(args.cuts, files, strict=True):
             if not path.is_file():
                 run(args.script, setting, name, path, epochs=args.epochs, bf16=args.bf16)
@@ -284,7 +286,7 @@ def main() -> int:
                     "see whether it prepares photos in another way",
                     file=sys.stderr,
                 )
-            theirs = bench.score(outside.per_image)
+            theirs = bench.score({setting.res: outside.per_image}).strict
             held = False
             for ours in attack(bench, cuts[name], attackers, outside, spent):
                 held = held or ours.holds

@@ -215,7 +215,7 @@ def test_what_is_taken_as_fitted_counts_as_if_it_were_fitted(outside, script, pl
     store = outside.FeatureStore(
         place / "maps", graph, model.preprocessing, images, model.weights_hash
     )
-    bench = outside.Bench(store=store, floor=np.full(16, 0.1), resolution=32)
+    bench = outside.Bench(store=store, floors={32: np.full(16, 0.1)})
     linear = Linear()
     decoder = Decoder(epochs=1, width=8, blocks=1, narrowest=8, linear=linear)
     panel = {

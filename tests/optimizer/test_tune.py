@@ -87,7 +87,7 @@ def test_a_stronger_setting_moves_the_cut(tiny_loaded, setup, tmp_path):
     assert not after.found or names.index(after.cut.name) > old
     if after.found:
         mine = after.config.cuts[names.index(after.cut.name)]
-        assert mine.safe
+        assert mine.status == "screened"
         assert "tuned" in mine.attacks[0].note or "power=0.0" in mine.attacks[0].settings
 
     states = [t.state for t in tuning_trials(setup["storage"])]
