@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from partopt.attackers.blind import Blind
+from partopt.attackers.pairs import Pairs
 from partopt.attackers.scoring import ssim_of
 from partopt.images.dead_leaves import dead_leaves
 from partopt.images.load import ImageSet, Split, at_resolution
@@ -23,7 +24,7 @@ def test_each_side_has_the_floor_of_a_blind_attacker_of_that_side(images):
     blind = Blind()
     nothing = np.zeros((1, 1, 1, 1), np.float16)
     context = module.Context(seed=module.derive_seed(3, "blind"))
-    blind.fit(nothing, small[:12], validation=(nothing, small[12:16]), context=context)
+    blind.fit(Pairs.of((nothing, small[:12]), (nothing, small[12:16])), context)
     many = np.zeros((8, 1, 1, 1), np.float16)
     assert np.array_equal(floors[32], ssim_of(blind.reconstruct, many, small[16:]))
     # Smaller pictures are harder to guess: the floor of another side would hide a leak.
