@@ -18,7 +18,7 @@ from ..attackers.rmle import Rmle
 from ..errors import UsageError
 from ..images.load import Split
 
-Evidence = Literal["screening", "standard", "full"]
+EvidenceLevel = Literal["screening", "standard", "full"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Budget:
     """
 
     name: BudgetName
-    evidence: Evidence
+    evidence: EvidenceLevel
     split: Split
     resolution: int | None
     minimum_images: int
@@ -143,7 +143,9 @@ BUDGETS = {
 }
 
 
-def evidence_of(budget: Budget, panel: Collection[str], images: int, resolution: int) -> Evidence:
+def evidence_of(
+    budget: Budget, panel: Collection[str], images: int, resolution: int
+) -> EvidenceLevel:
     """What a run's results are worth: the label of the largest budget that the run had all of.
 
     Args:
@@ -155,7 +157,7 @@ def evidence_of(budget: Budget, panel: Collection[str], images: int, resolution:
     """
     if resolution < 112:
         return "screening"
-    order: list[Evidence] = ["screening", "standard", "full"]
+    order: list[EvidenceLevel] = ["screening", "standard", "full"]
 
     def long_enough(level: Budget) -> bool:
         attackers = panel.items() if isinstance(panel, Mapping) else ()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from ..attackers.base import Attacker
 from ..images.load import Split
-from .budgets import Budget, Evidence, epochs_of
+from .budgets import Budget, EvidenceLevel, epochs_of
 from .rule import Grant
 
 _PARTS = {"train": "training", "validation": "validation", "test": "test"}
@@ -35,7 +35,7 @@ def short_of(level: Budget, split: Split, panel: Mapping[str, Attacker]) -> list
 def grant_of(
     split: Split,
     panel: Mapping[str, Attacker],
-    evidence: Evidence,
+    evidence: EvidenceLevel,
     budgets: Mapping[str, Budget],
 ) -> Grant:
     """What cuts may be called that pass the rule.

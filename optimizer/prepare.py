@@ -18,7 +18,7 @@ from ..models.load import LoadedModel, load
 from ..profilers.backends import pick_accelerator
 from ..profilers.memory import keep_memory
 from .attempt import Bench
-from .budgets import Budget, Evidence, budget_of, evidence_of
+from .budgets import Budget, EvidenceLevel, budget_of, evidence_of
 from .floor import floors_of
 from .protocols import Protocol, protocol_of
 from .requests import FindRequest
@@ -80,7 +80,7 @@ class Prepared:
         return self.floors[self.side]
 
     @property
-    def evidence(self) -> Evidence:
+    def evidence(self) -> EvidenceLevel:
         """What results are worth at most."""
         return evidence_of(self.budget, self.panel, self.images.split.total, self.side)
 

@@ -96,7 +96,7 @@ def halves(
     else:
         assert error is not None
         raise error
-    choice = opt.fastest(head, first, second, example, wanted, dynamic)
+    choice = opt.quickest(head, first, second, example, wanted, dynamic)
     return Halves(
         cut=cut,
         head=choice.program,

@@ -96,7 +96,7 @@ def channels_last(program: Program) -> Program:
     return changed.load(program.tensors)
 
 
-def fastest(
+def quickest(
     head: fx.GraphModule,
     plain: Program,
     tail: Callable[..., Sequence[torch.Tensor]],

@@ -5,7 +5,7 @@ import torch
 from torch import fx, nn
 
 from partopt.enclave_runner.program.operators import operator_named
-from partopt.enclave_runner.program.optimise import channels_last, fastest, parse
+from partopt.enclave_runner.program.optimise import channels_last, parse, quickest
 from partopt.enclave_runner.program.programs import Program
 from partopt.enclave_runner.program.recording import join, record
 from partopt.errors import BundleError, ExportError, UsageError
@@ -130,7 +130,7 @@ def test_custom_operators_are_refused_at_export():
 
 def test_optimised_heads_agree_within_the_tolerance(halves):
     tiny, head, first, tail, x = halves
-    choice = fastest(head, first, tail, x, parse("fold-bn,channels-last"), True, repetitions=1)
+    choice = quickest(head, first, tail, x, parse("fold-bn,channels-last"), True, repetitions=1)
     assert choice.switches == ("fold-bn", "channels-last")
     assert choice.difference <= 1e-4
     boundary = again(choice.program)(x)
@@ -141,7 +141,7 @@ def test_optimised_heads_agree_within_the_tolerance(halves):
 
 def test_automatic_choice_reports_all_that_it_tried(halves):
     _, head, first, tail, x = halves
-    choice = fastest(head, first, tail, x, None, True, repetitions=1)
+    choice = quickest(head, first, tail, x, None, True, repetitions=1)
     assert set(choice.tried) == {"none", "fold-bn", "channels-last", "fold-bn+channels-last"}
     if not choice.switches:
         assert choice.difference == 0
