@@ -25,7 +25,7 @@ from .commands.console import (
     out,
     tell_notices,
 )
-from .errors import nearest
+from .errors import first_line, nearest
 
 app = typer.Typer(
     add_completion=False,
@@ -107,7 +107,6 @@ def _failed(error: Exception, debug: bool) -> int:
 
         _say(refusal(error.filename or "a file", error))
         return 1
-    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if isinstance(error, OSError) and error.strerror:
         where = f" at {error.filename!r}" if error.filename else ""
         _say(f"the system refused{where}: {error.strerror.lower()}; --debug shows where")
@@ -115,7 +114,7 @@ def _failed(error: Exception, debug: bool) -> int:
     if isinstance(error, MemoryError):
         _say("there is not enough memory; use a smaller --budget, --input-size or --batch")
         return 1
-    _say(f"{type(error).__name__}: {first} (this is a bug; --debug shows where)")
+    _say(f"{type(error).__name__}: {first_line(error)} (this is a bug; --debug shows where)")
     return 1
 
 

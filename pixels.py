@@ -22,7 +22,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .errors import PictureError
+from .errors import PictureError, first_line
 
 # As many as Pillow warns at. A decoded picture takes 4 bytes a pixel, its float copy 12.
 MAX_PIXELS = 89_478_485
@@ -62,10 +62,10 @@ def read(
     except Exception as error:  # decoders raise whatever they like on damaged files
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        text = str(error).splitlines()[0][:80] if str(error) else ""
+        text = first_line(error, 80)
         if isinstance(error, UnidentifiedImageError):
             text = "is no picture that can be decoded here"
-        raise PictureError("bad-image", text or type(error).__name__) from None
+        raise PictureError("bad-image", text) from None
 
 
 def rgb(image: Image.Image) -> np.ndarray:

@@ -23,7 +23,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import TraceError, UsageError, nearest
+from ..errors import TraceError, UsageError, first_line, nearest
 from .answers import plain
 from .inplace import OPERATORS
 from .naming import Call, Claim, Names
@@ -402,8 +402,7 @@ def _where(error: BaseException, module: str | None) -> str:
         frame = outside[-1]
         place = f" at {frame.filename}:{frame.lineno} (`{(frame.line or '').strip()}`)"
     inside = f" in module `{module}`" if module else ""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"stopped{inside}{place}: {reason}"
+    return f"stopped{inside}{place}: {first_line(error)}"
 
 
 def drop_assertions(module: fx.GraphModule) -> None:

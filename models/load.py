@@ -20,7 +20,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from ..errors import TraceError, UsageError, WeightsError, nearest
+from ..errors import TraceError, UsageError, WeightsError, first_line, nearest
 from ..graph import tracing as tr
 from ..graph.build import LayerGraph, by_export, trace
 from ..graph.reference import look
@@ -250,7 +250,7 @@ def _load_timm(request: ModelRequest, name: str) -> LoadedModel:
         try:
             module: nn.Module = timm.create_model(name, pretrained=True)
         except Exception as error:  # the hub's client has many ways to say that it is offline
-            raise OSError(str(error).splitlines()[0] if str(error) else repr(error)) from error
+            raise OSError(first_line(error)) from error
         return module, f"default: timm {name}"
 
     def bare() -> nn.Module:
@@ -327,7 +327,7 @@ def _with_weights(
         with _careful_download():
             return *trained(), []
     except OSError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if request.require_weights:
             raise WeightsError(
                 f"`weights` got 'DEFAULT', but they are neither in the cache nor can be "

@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from ..cache import cache_dir, locked
-from ..errors import PartoptError, StorageError, UsageError
+from ..errors import PartoptError, StorageError, UsageError, first_line
 from ..hashing import hash_json
 from .journal import DamageError, Journal, open_journal
 
@@ -42,7 +42,7 @@ def open_storage(url: str | None) -> tuple[BaseStorage, str]:
     except PartoptError:
         raise
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error, 160)
         raise UsageError(
             f"`storage` got {url!r}, which cannot be opened ({reason}); "
             "give a .journal file or a database URL"
@@ -64,10 +64,6 @@ def finished(storage: BaseStorage, keys: Iterable[str]) -> dict[str, FrozenTrial
     return found
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-
-
 @contextmanager
 def spoken(storage: BaseStorage) -> Iterator[None]:
     """Within the block, what a storage cannot do is a `StorageError` of one sentence."""
@@ -82,8 +78,8 @@ def spoken(storage: BaseStorage) -> Iterator[None]:
         ) from damage
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise StorageError(
-            f"the storage {_name(storage)!r} failed ({_first_line(error)}); what was finished is "
-            "kept: see to the database and run the same command again"
+            f"the storage {_name(storage)!r} failed ({first_line(error, 160)}); what was finished "
+            "is kept: see to the database and run the same command again"
         ) from error
 
 
