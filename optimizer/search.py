@@ -434,6 +434,7 @@ class Search:
         attributes["cut_index"] = job[0]
         attributes["score"] = reached.score.value
         attributes["score_high"] = reached.score.high
+        attributes["ssim_raw"] = reached.score.raw
         if again is not None:
             attributes[SECOND_FOR] = self.key(cut, self.panel[job[1]])
         attack = self._shown(stored, job, AGAIN if again is not None else "")

@@ -388,6 +388,8 @@ def test_the_manifest_trusts_files_not_folders(made):
     assert "/optuna/" not in trusted
     package = f"file:{os.path.dirname(partopt.__file__)}/"
     own = {e.removeprefix(package) for e in entries if e.startswith(package)}
+    # In a checkout the environment lies inside the package's own folder.
+    own = {e for e in own if not e.startswith(".venv/")}
     read = {e.removesuffix(".py").replace("/", ".") for e in own}
     assert read == {*TRUSTED, *INITS}, "what the head worker imports"
     assert not any(name in trusted for name in ("libc.so.6", "libm.so.6"))
