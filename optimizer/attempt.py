@@ -98,6 +98,8 @@ class Wish:
             this; None never stops early.
         fitted: Attackers fitted already at this cut; this one joins them, unless it is private.
         private: Its settings are in nobody else's.
+        pictures: Keep the rebuilt test images, for other measures: rebuilding them anew takes a
+            white-box attacker as long again.
         progress: Called with the share of the work done; may raise to end the attack.
     """
 
@@ -106,6 +108,7 @@ class Wish:
     leaks_from: float | None = None
     fitted: dict[Key, Fitted] = field(default_factory=dict)
     private: bool = False
+    pictures: bool = False
     progress: Callable[[float], None] = lambda share: None
 
 
@@ -124,6 +127,8 @@ class Reached:
         unplaced: Why pairs settle nothing at this cut, as in `FeatureStore`.
         pairs: What it learned from.
         unseen: What it was scored on.
+        rebuilt: All test images as rebuilt, (N, 3, R, R) in [0, 1]; empty unless they were asked
+            for.
         own_steps, own_seconds: Spent in this try.
         image_steps, seconds: The same with what was taken as fitted counted as if fitted here.
     """
@@ -138,6 +143,7 @@ class Reached:
     unplaced: str
     pairs: Pairs
     unseen: Unseen
+    rebuilt: torch.Tensor
     own_steps: int
     own_seconds: float
     image_steps: int
@@ -158,16 +164,6 @@ class Reached:
         pairs = self.pairs
         values = ssim_of(self.attacker.reconstruct, pairs.held_out, pairs.held_out_images)
         return float(values.mean())
-
-    def rebuilt(self, batch: int = 16) -> torch.Tensor:
-        """All test images as rebuilt, (N, 3, R, R) in [0, 1]."""
-        rows = self.unseen.features
-        with torch.no_grad():
-            parts = [
-                self.attacker.reconstruct(rows.take(range(i, min(i + batch, len(rows))))).cpu()
-                for i in range(0, len(rows), batch)
-            ]
-        return torch.cat(parts)
 
 
 class Failed(Exception):
@@ -203,7 +199,14 @@ def attempt(bench: Bench, cut: Cut, attacker: Attacker, wish: Wish | None = None
         if not context.stopped_early and not wish.private:
             context.keep(settings, pairs, attacker, time.monotonic() - fitting)
         lineup = Lineup(unseen.images)
-        measured = bench.measure(attacker.reconstruct, unseen, lineup.add)
+        kept: list[torch.Tensor] = []
+
+        def look(index: range, rebuilt: torch.Tensor) -> None:
+            lineup.add(index, rebuilt)
+            if wish.pictures:
+                kept.append(rebuilt)
+
+        measured = bench.measure(attacker.reconstruct, unseen, look)
         per_side = {side: values.round(6) for side, values in measured.items()}
         found = bench.score(per_side)  # what is stored is what is judged
         retrieved = lineup.result()
@@ -225,6 +228,7 @@ def attempt(bench: Bench, cut: Cut, attacker: Attacker, wish: Wish | None = None
         unplaced=bench.store.unplaced(cut),
         pairs=pairs,
         unseen=unseen,
+        rebuilt=torch.cat(kept) if kept else torch.empty(0),
         own_steps=context.image_steps,
         own_seconds=own,
         image_steps=steps,

@@ -121,6 +121,7 @@ def attack_cuts(
             wish = Wish(
                 also=tuple(ground.cuts[i + 1 :]),
                 fitted=fitted,
+                pictures=True,
                 progress=partial(watcher.progress, f"{name} on {target.name}"),
             )
             reached, notes = attempt_twice(bench, target, attacker, wish)
@@ -169,7 +170,7 @@ def _result(
             seconds=reached.seconds,
             note="; ".join(notes),
         )
-    rebuilt, truth = reached.rebuilt(), as_images(reached.unseen.images)
+    rebuilt, truth = reached.rebuilt, as_images(reached.unseen.images)
     multi = multi_scale_ssim(rebuilt, truth)
     return Result(
         attacker=name,
@@ -188,7 +189,7 @@ def _pictures(
     ground: Prepared, cut: Cut, reached: Reached, shown: np.ndarray | None
 ) -> torch.Tensor:
     """What is to be seen: the first test images, or the pictures asked for, as rebuilt."""
-    few = reached.unseen.features.take(range(min(SHOWN, len(reached.unseen.images))))
-    maps = few if shown is None else ground.store.maps_of(cut, shown)
+    if shown is None:
+        return reached.rebuilt[:SHOWN]
     with torch.no_grad():
-        return reached.attacker.reconstruct(maps).cpu()
+        return reached.attacker.reconstruct(ground.store.maps_of(cut, shown)).cpu()
