@@ -241,6 +241,8 @@ def attempt_until_settled(
 ) -> Reached:
     """`attempt`, and again with twice the epochs while it is still rising below the threshold.
 
+    The strongest counts; where that one was still rising, it is not settled.
+
     Args:
         bench, cut, attacker, wish: As for `attempt`.
         ceiling: At most so many times the attacker's own epochs.
@@ -249,7 +251,8 @@ def attempt_until_settled(
     Raises:
         Failed, StorageError: As for `attempt`.
     """
-    reached, times, steps, seconds = attempt(bench, cut, attacker, wish), 1, 0, 0.0
+    reached = strongest = attempt(bench, cut, attacker, wish)
+    times, steps, seconds = 1, 0, 0.0
     while reached.rising and reached.score.high < threshold and 2 * times <= ceiling:
         longer = attacker.longer(2 * times)
         if longer is None:
@@ -257,8 +260,10 @@ def attempt_until_settled(
         times *= 2
         steps, seconds = steps + reached.own_steps, seconds + reached.own_seconds
         reached = attempt(bench, cut, longer, replace(wish, private=True))
+        # More training may score lower by chance: what was reached was reached.
+        strongest = max(reached, strongest, key=lambda r: r.score.high)
     return replace(
-        reached,
+        strongest,
         own_steps=reached.own_steps + steps,
         own_seconds=reached.own_seconds + seconds,
         image_steps=reached.image_steps + steps,

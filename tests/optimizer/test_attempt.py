@@ -282,3 +282,19 @@ def test_a_cut_where_an_attack_is_still_rising_is_undecided(bench, cut, monkeypa
     assert reason == "linear at b was still rising when its budget ended: counts as leaking"
     screened = judge(["a", "b"], ["linear"], mixed, 0.99, Grant("screened", "a screening"))
     assert screened[0].status == "screened"
+
+
+def test_a_longer_training_that_scores_lower_takes_nothing_back(bench, cut, monkeypatch):
+    class Unlucky(Learning):
+        def longer(self, times):
+            return Unlucky(self.epochs * times)
+
+        def reconstruct(self, features):
+            rebuilt = super().reconstruct(features)
+            return rebuilt if self.epochs == 1 else torch.full_like(rebuilt, 0.5)
+
+    first = attempt(bench, cut, Unlucky())
+    found = attempt_until_settled(bench, cut, Unlucky(), Wish(), 4, 2.0)
+    assert found.score == first.score
+    assert found.score.high > 0
+    assert found.rising, "so it is not settled"
