@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..errors import AttackError, UsageError
 from ..hashing import derive_seed
+from ..images.load import at_resolution
 from .base import (
     Attacker,
     Context,
@@ -25,12 +26,13 @@ from .base import (
     checked,
 )
 from .batching import batches, portions
-from .decoder_net import InverseNet, Layout
+from .decoder_net import InverseNet, Layout, own_side
 from .fast_ssim import fast_ssim
 from .inversion import feature_distance, resized
 from .linear import Linear
 from .pairs import Pairs
 from .rows import Rows
+from .scales import scaled
 from .scoring import ssim_of
 from .training import follow, half_precision, mean_image, warm_cosine
 
@@ -48,7 +50,8 @@ class Decoder(Attacker):
     half of the picture, then sub-pixels (`decoder_net`). It adds a change, zero at first, to the
     picture it starts from: the linear attacker's, which it then sees too, or the mean training
     image. Trained with AdamW and a cosine schedule; what answers is an average over the weights of
-    past steps (EMA), and of those averages the one with the best validation SSIM. Training ends
+    past steps (EMA), and of those averages the one with the best validation SSIM. Coarse maps are
+    inverted at a half of the picture's side (`decoder_net.own_side`), which is scaled up again. Training ends
     early when that has not improved for `patience` epochs. At the end validation images say how
     much of the linear picture is mixed in, so that the attack is never weaker than that on them.
     Of several losses each trains a network of its own, and the one that rebuilds validation images
@@ -123,7 +126,9 @@ class Decoder(Attacker):
         self.linear = copy.copy(self.linear)
         self.linear.fit(pairs, Context(seed=context.seed))
         self._order, self._mean = canonical_order(rows), mean_image(pairs.images)
-        data = _Data(rows, pairs.images, pairs.held_out, pairs.held_out_images)
+        side = own_side(pairs.resolution, (rows.shape[2], rows.shape[3]))
+        pictures = at_resolution(pairs.held_out_images, side)
+        data = _Data(rows, pairs.images, pairs.held_out, pictures, side)
         floor = self._value(data, self.linear.reconstruct)
         self.started = self.start
         if self.start == "auto":
@@ -137,7 +142,7 @@ class Decoder(Attacker):
             if context.stopped_early:
                 break  # the leak is proven
         self._net, self.history = chosen, history
-        self.share = self._best_share(data)
+        self.share = self._best_share(pairs)
 
     def _check(self, context: Context) -> None:
         for name, got, known in (("losses", self.losses, LOSSES), ("start", (self.start,), STARTS)):
@@ -160,7 +165,7 @@ class Decoder(Attacker):
         return Layout(
             channels=channels,
             cells=(rows, columns),
-            side=data.targets.shape[-1],
+            side=data.side,
             width=self.width,
             blocks=self.blocks,
             narrowest=self.narrowest,
@@ -218,8 +223,8 @@ class Decoder(Attacker):
         """The loss, mean over the images at `index`."""
         features = data.rows.take(index)
         maps = as_features(features, self._device)
-        image = as_images(data.targets.take(index), self._device)
-        first, kind = self._first(features), torch.device(self._device).type
+        image = scaled(as_images(data.targets.take(index), self._device), data.side)
+        first, kind = scaled(self._first(features), data.side), torch.device(self._device).type
         with torch.autocast(kind, torch.bfloat16, enabled=half_precision(self._device)):
             out = net(maps[:, self._order], first)
         cost: torch.Tensor = 1 - fast_ssim(out, image).mean() + self.l1 * F.l1_loss(out, image)
@@ -238,17 +243,20 @@ class Decoder(Attacker):
             return self.linear.predict(features).to(self._device)
 
     def _value(self, data: _Data, reconstruct: Reconstruct) -> float:
-        return float(ssim_of(reconstruct, data.held_out, data.pictures, measure=fast_ssim).mean())
+        """Mean SSIM on the validation images, at the side that is learned."""
 
-    def _best_share(self, data: _Data) -> float:
+        def small(features: np.ndarray) -> torch.Tensor:
+            return scaled(reconstruct(features), data.side)
+
+        return float(ssim_of(small, data.held_out, data.pictures, measure=fast_ssim).mean())
+
+    def _best_share(self, pairs: Pairs) -> float:
         """The share of the network in the answer that rebuilds validation images best."""
-        sums = np.zeros(len(SHARES))
-        for start in range(0, len(data.pictures), 16):
-            index = range(start, min(start + 16, len(data.pictures)))
-            maps, truth = (
-                data.held_out.take(index),
-                as_images(data.pictures[index.start : index.stop]),
-            )
+        sums, pictures = np.zeros(len(SHARES)), pairs.held_out_images
+        for start in range(0, len(pictures), 16):
+            index = range(start, min(start + 16, len(pictures)))
+            maps = pairs.held_out.take(index)
+            truth = as_images(pictures[index.start : index.stop])
             own, linear = self._rebuilt(maps).clamp(0, 1), self.linear.reconstruct(maps)
             for i, share in enumerate(SHARES):
                 mixed = share * own + (1 - share) * linear
@@ -291,7 +299,8 @@ class _Data:
     rows: Rows
     targets: Rows
     held_out: Rows
-    pictures: np.ndarray
+    pictures: np.ndarray  # of the validation part, at `side`
+    side: int  # at which a network learns, pixels
 
 
 def canonical_order(rows: Rows, images: int = 32) -> torch.Tensor:

@@ -13,8 +13,24 @@ from torch.nn import functional as F
 FINER = 1.25  # a map up to so much finer than half the picture's side keeps its own grid
 CROWDED = 20  # cells a side from which on the first width shrinks, so that steps stay affordable
 NARROWING = 0.6  # of the width, at each step up
+PIXELS_A_CELL = 7.5  # of a side that is too small for what the map's cells tell apart
+SMALLEST = 90  # pixels; no picture is rebuilt at a smaller side to save time
 LIMIT = 30.0  # standard deviations beyond which a normalised feature is clamped
 _VECTOR = (4, 4)  # grid that a map without places is spread over
+
+
+def own_side(side: int, cells: tuple[int, int]) -> int:
+    """The side in pixels at which a map is inverted: that of the picture, or a half of it.
+
+    Halved while the map still has few cells for it. A 7x7 map does not say what 224 pixels show and
+    112 do not, and the smaller picture costs a quarter.
+
+    >>> own_side(224, (7, 7)), own_side(224, (14, 14)), own_side(224, (28, 28)), own_side(96, (7, 7))
+    (112, 112, 224, 96)
+    """
+    while side // 2 >= max(SMALLEST, PIXELS_A_CELL * max(cells)):
+        side //= 2
+    return side
 
 
 @dataclass(frozen=True)
@@ -100,7 +116,10 @@ class Block(nn.Module):
 
 
 class InverseNet(nn.Module):
-    """Map (N, C, h, w) and a first picture (N or 1, 3, R, R) to a picture (N, 3, R, R).
+    """Map (N, C, h, w) and a first picture (N, 3, R, R) to a picture (N, 3, R, R).
+
+    R is the layout's side while it learns, and may be larger when it answers: the change is then
+    scaled up.
 
     Full resolution is dear and the last steps are local: the blocks end at half of the picture's
     side, and sub-pixels (Shi et al., 2016) make the rest. Every step but the first has whatever
@@ -109,7 +128,7 @@ class InverseNet(nn.Module):
 
     def __init__(self, layout: Layout, sees_first: bool) -> None:
         super().__init__()
-        self.side, self.fold = layout.side, layout.fold
+        self.fold = layout.fold
         self.grids, widths = layout.grids(), layout.widths()
         first = widths[0]
         inside = layout.channels * math.prod(self.fold)
@@ -142,7 +161,7 @@ class InverseNet(nn.Module):
         if self.join is not None:
             x = x + self.join(self._halved(first))
         change = F.pixel_shuffle(self.last(self.finish(x)), 2).float()
-        rebuilt: torch.Tensor = first + _sized(change, self.side)
+        rebuilt: torch.Tensor = first + _sized(change, first.shape[-1])
         return rebuilt
 
     def _gridded(self, maps: torch.Tensor) -> torch.Tensor:
