@@ -157,7 +157,8 @@ class Attack(_Strict):
     share ``over_high`` of all images (Clopper-Pearson, 95 %); the ``largest`` own score. In
     ``retrieved`` test images the true photo is the one among all that the reconstruction picks out,
     in at most ``retrieved_high`` of all. ``rising``: the attack was still getting better when its
-    budget ended. Results of before 0.3 have one side, which is not listed.
+    budget ended. ``trainings`` are the scores of several seeds, where there were some: the interval
+    then covers them too. Results of before 0.3 have one side, which is not listed.
     ``key`` is the content hash under which the trial and its pictures are stored.
     """
 
@@ -171,6 +172,7 @@ class Attack(_Strict):
     low: float | None = None
     high: float | None = None
     rising: bool = False
+    trainings: list[float] = Field(default_factory=list)
     sides: list[SideScore] = Field(default_factory=list)
     over: int | None = None
     over_high: float | None = None
@@ -183,13 +185,47 @@ class Attack(_Strict):
     key: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
 
+class CurvePoint(_Strict):
+    """What an attacker reached with so many training images."""
+
+    images: int = Field(ge=1)
+    value: float
+    low: float
+    high: float
+
+
+class Curve(_Strict):
+    """What ``attacker`` may reach with as many ``images`` as the adversary has: at most ``high``.
+
+    Extrapolated over the logarithm of the number of images, at the ``side`` where it is largest,
+    with the lead that the strongest attacker had on this one. ``settles``: training images with
+    which a run would see whether the cut leaks; None where the bound stays below the threshold.
+    """
+
+    attacker: str
+    side: int
+    images: int = Field(ge=1)
+    value: float
+    high: float
+    settles: int | None = None
+    accelerating: bool = False
+    points: list[CurvePoint] = Field(min_length=3)
+
+    @model_validator(mode="after")
+    def _bounds_all_points(self) -> Curve:
+        if self.high < max(p.high for p in self.points):
+            raise ValueError("the bound of a learning curve is below what was measured")
+        return self
+
+
 class CutRow(_Strict):
     """One line of the table. ``suffix_high`` is None where a later result is missing.
 
     ``safe`` is True where ``status`` is: the evidence certifies the cut, it did not only screen it.
     ``swept``: the cut was not among those asked for; a sweep found that it
     may leak, and it was attacked like the others. It is never the answer. ``unplaced``: why the
-    attacks that ran settle nothing there but a leak; empty where they do.
+    attacks that ran settle nothing there but a leak; empty where they do. ``curve``: what attacks
+    would reach with more images, where that was asked.
     """
 
     name: str
@@ -213,6 +249,7 @@ class CutRow(_Strict):
     latency_ms: Latency
     swept: bool = False
     unplaced: str = ""
+    curve: Curve | None = None
 
 
 class SweptCut(_Strict):
@@ -255,6 +292,9 @@ class Privacy(_Strict):
     a cut, or to screen one. ``high`` is the upper end at the chosen cut itself, ``suffix_high`` the
     largest of this and all later cuts, swept ones included. ``sides`` are those at which pictures
     were compared, in pixels; empty in results of before 0.3, which had ``resolution`` alone.
+    ``worst_share`` and ``worst_retrieval`` are what was allowed of single images; None allows any.
+    ``adversary_images``: how many the adversary is taken to have; None where nothing was
+    extrapolated.
     """
 
     protocol: Literal["strict", "paper"] = "strict"
@@ -274,6 +314,9 @@ class Privacy(_Strict):
     skipped: list[str]
     attackers: list[Panel]
     tuned: int = 0
+    worst_share: float | None = None
+    worst_retrieval: float | None = None
+    adversary_images: int | None = None
     shortfall: str = ""
     score: float | None = None
     low: float | None = None

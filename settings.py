@@ -46,6 +46,9 @@ class Defaults(BaseModel):
     max_cuts: int | None = Field(default=None, ge=1)
     depth: int | None = Field(default=None, ge=1)
     tune: int | None = Field(default=None, ge=0)
+    worst_share: float | None = Field(default=None, gt=0, le=1)
+    worst_retrieval: float | None = Field(default=None, gt=0, le=1)
+    adversary_images: int | None = Field(default=None, ge=1)
     trust_stored: bool | None = None
     enclave: EnclaveName | None = None
     accelerator: AcceleratorName | None = None

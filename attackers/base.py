@@ -152,6 +152,13 @@ class Attacker(ABC):
         return replace(self, **changed) if changed else None  # type: ignore[type-var]
 
     @property
+    def views(self) -> int:
+        """Of each training image, how many random crops it wants besides; nested attackers' too."""
+        settings = self.settings()
+        inner = [v.views for v in settings.values() if isinstance(v, Attacker)]
+        return max([int(settings.get("crops", 0)), *inner])
+
+    @property
     def needs_head(self) -> bool:
         """Whether `fit` wants `Context.head`, as these settings stand."""
         return self.white_box

@@ -47,16 +47,16 @@ class Decoder(Attacker):
     """Inverse network (Dosovitskiy and Brox, 2016) with sub-pixel upsampling (Shi et al., 2016).
 
     Residual blocks on the map's own grid, then steps of nearest upsampling and convolution up to
-    half of the picture, then sub-pixels (`decoder_net`). It adds a change, zero at first, to the
-    picture it starts from: the linear attacker's, which it then sees too, or the mean training
-    image. Trained with AdamW and a cosine schedule; what answers is an average over the weights of
-    past steps (EMA), and of those averages the one with the best validation SSIM. Coarse maps are
-    inverted at a half of the picture's side (`decoder_net.own_side`), which is scaled up again. Training ends
-    early when that has not improved for `patience` epochs. At the end validation images say how
-    much of the linear picture is mixed in, so that the attack is never weaker than that on them.
-    Of several losses each trains a network of its own, and the one that rebuilds validation images
-    best is the attack. Channels are put in an order of their own (by kurtosis), so that the result
-    does not depend on the network's.
+    half of the picture, then sub-pixels (`decoder_net`). Coarse maps are inverted at a half of the
+    picture's side (`decoder_net.own_side`), and that is scaled up. The network adds a change, zero
+    at first, to the picture it starts from: the linear attacker's, which it then sees too, or the
+    mean training image. Trained with AdamW and a cosine schedule; what answers is an average over
+    the weights of past steps (EMA), and of those averages the one with the best validation SSIM.
+    Training ends early when that has not improved for `patience` epochs. At the end validation
+    images say how much of the linear picture is mixed in, so that the attack is never weaker than
+    that on them. Of several losses each trains a network of its own, and the one that rebuilds
+    validation images best is the attack. Channels are put in an order of their own (by kurtosis),
+    so that the result does not depend on the network's.
 
     Losses: ``ssim+l1`` is 1 - SSIM + `l1` times L1. ``perceptual`` adds `feature_weight` times the
     distance between the features of the rebuilt image and those that were seen, a perceptual loss
@@ -69,6 +69,7 @@ class Decoder(Attacker):
         epochs: Passes over the training images and their mirror images, at most.
         width: Channels at the map's resolution, fewer on fine maps and at each step up.
         blocks: Residual blocks at the map's resolution.
+        crops: Random crops of each training image to learn from, besides it and its mirror image.
         narrowest: Fewest channels.
         batch: Images a step.
         lr: Largest learning rate.
@@ -98,6 +99,7 @@ class Decoder(Attacker):
     epochs: int = 8
     width: int = 192
     blocks: int = 3
+    crops: int = 2
     narrowest: int = 48
     batch: int = 16
     lr: float = 1.5e-3

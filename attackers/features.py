@@ -19,9 +19,10 @@ import torch
 from ..errors import AttackError, PartoptError, StorageError
 from ..graph.build import SECOND, Cut, LayerGraph
 from ..graph.splitting import boundary_nodes, capture
-from ..hashing import hash_json
+from ..hashing import derive_seed, hash_json
 from ..identity.network import network_hash
 from ..identity.sources import feature_source
+from ..images.crops import random_crops
 from ..images.load import ImageSet, to_float
 from ..notices import notice
 from ..preprocessing import Preprocessing
@@ -32,6 +33,8 @@ from .rows import Rows
 
 PARTS = ("train", "validation", "test")
 MIRRORED = "mirrored"
+CROPS = "crops-"  # and a number from 1 on: random crops of the training images
+_CROPPING = 20260  # seed of all crops: features are kept under what they were made of
 _LOOKED_AT = 4  # images that layouts are measured on
 _STEEPEST = 1e38  # largest reciprocal of a standard deviation, just below float32's largest number
 _LARGEST = 6.0e4  # just below the largest half-precision number
@@ -104,7 +107,8 @@ class FeatureStore:
         self._one_at_a_time = False
 
     def rows(self, cut: Cut, part: str, also: Sequence[Cut] = ()) -> Rows:
-        """Maps of one part (``train``, ``validation``, ``test`` or ``mirrored`` training images).
+        """Maps of one part: ``train``, ``validation``, ``test``, or training images as `MIRRORED`
+        and `CROPS` say.
 
         Where they are missing, one pass over the images makes them for `cut` and for as many of
         the cuts in `also` as the byte budget holds. While the rows live, no process evicts them.
@@ -115,7 +119,7 @@ class FeatureStore:
         """
         self._refuse(cut)
         pin = self.shelf.pin(cut)
-        count = len(self._images_of(part))
+        count = self._count(part)
         found = self.shelf.rows(cut, part, count, pin)
         if found is None:
             with self.shelf.making(self._waiting):
@@ -270,12 +274,22 @@ class FeatureStore:
     def _images_of(self, part: str) -> np.ndarray:
         if part == MIRRORED:
             return self.images.part("train")[..., ::-1]
+        if part.startswith(CROPS):
+            return self.crops(int(part.removeprefix(CROPS)))
         return self.images.part(part)
+
+    def crops(self, number: int) -> np.ndarray:
+        """Random crops of the training images, uint8 at the model's input size; `number` from 1."""
+        return random_crops(self.images.part("train"), derive_seed(_CROPPING, number))
 
     def _bytes(self, cut: Cut, parts: Sequence[str]) -> int:
         per_batch = sum(spec.bytes for spec in cut.boundary) / 2  # float32 -> half
         per_image = per_batch / (self.graph.inputs[0].shape[0] or 1)
-        return int(per_image * sum(len(self._images_of(p)) for p in parts))
+        return int(per_image * sum(self._count(p) for p in parts))
+
+    def _count(self, part: str) -> int:
+        known = part in PARTS
+        return len(self.images.part(part)) if known else self.images.split.train
 
     def _make(self, wanted: Sequence[Cut], part: str) -> None:
         """Make a part of the first cut in `wanted`, and of as many others as fit."""
@@ -286,7 +300,7 @@ class FeatureStore:
             self._place(wanted[:1])
         self._refuse(wanted[0])
         wanted = [c for c in wanted if c.node not in self._refused]
-        parts = [MIRRORED] if part == MIRRORED else list(PARTS)
+        parts = list(PARTS) if part in PARTS else [part]
         first = wanted[0]
         chosen, needed = [first], self._bytes(first, parts)
         room = self.shelf.room(first) - needed

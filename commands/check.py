@@ -16,6 +16,7 @@ from .console import (
     written,
 )
 from .options import (
+    AdversaryImages,
     Budget,
     Data,
     InputSize,
@@ -27,6 +28,8 @@ from .options import (
     Storage,
     Three,
     TrustModel,
+    WorstRetrieval,
+    WorstShare,
     kind_of_cuts,
 )
 
@@ -52,6 +55,9 @@ def check(
     max_cuts: MaxCuts = None,
     resolution: Resolution = None,
     scale: Scale = None,
+    worst_share: WorstShare = None,
+    worst_retrieval: WorstRetrieval = None,
+    adversary_images: AdversaryImages = None,
     seed: Seed = None,
     mean: Three = None,
     std: Three = None,
@@ -117,6 +123,9 @@ def check(
         max_cuts=max_cuts,
         resolution=resolution,
         scale=scale,
+        worst_share=worst_share,
+        worst_retrieval=worst_retrieval,
+        adversary_images=adversary_images,
         seed=seed,
         mean=numbers("mean", mean),
         std=numbers("std", std),

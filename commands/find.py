@@ -22,6 +22,7 @@ from .console import (
 )
 from .options import (
     Accelerator,
+    AdversaryImages,
     Budget,
     ConcreteArgs,
     Data,
@@ -42,6 +43,8 @@ from .options import (
     Three,
     TrustModel,
     Weights,
+    WorstRetrieval,
+    WorstShare,
     kind_of_cuts,
 )
 
@@ -71,6 +74,9 @@ def find(
     budget: Budget = None,
     resolution: Resolution = None,
     scale: Scale = None,
+    worst_share: WorstShare = None,
+    worst_retrieval: WorstRetrieval = None,
+    adversary_images: AdversaryImages = None,
     attackers: Annotated[
         str | None, typer.Option(help="Names separated by commas; default: the budget's panel")
     ] = None,
@@ -130,6 +136,9 @@ def find(
         "budget": budget,
         "resolution": resolution,
         "scale": scale,
+        "worst_share": worst_share,
+        "worst_retrieval": worst_retrieval,
+        "adversary_images": adversary_images,
         "attackers": attackers,
         "enclave": enclave,
         "accelerator": accelerator,

@@ -101,6 +101,20 @@ Settings = Annotated[
 ]
 
 
+WorstShare = Annotated[
+    float | None,
+    typer.Option(help="Largest share of images that may pass the threshold on their own [any]"),
+]
+WorstRetrieval = Annotated[
+    float | None,
+    typer.Option(help="Largest share of images that may be picked out by their picture [any]"),
+]
+AdversaryImages = Annotated[
+    int | None,
+    typer.Option(help="Images that the adversary has to learn from [ten times yours]"),
+]
+
+
 def kind_of_cuts(text: str) -> str | list[str]:
     """A kind of cuts, or names of nodes, as given to ``--cuts``."""
     names = [part.strip() for part in text.split(",") if part.strip()]

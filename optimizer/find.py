@@ -102,6 +102,7 @@ def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResul
             whole=inside if compares(inside, outside) else None,
             grant=settling.grant,
             promoted=promoted,
+            limits=request.adversary.limits(copies=protocol.name == "strict"),
             ceiling=CEILING if ready.certifies else 1,
         )
         return Search(over, latencies.cuts, ready.bench, ready.panel, course, opened, listener)
@@ -131,7 +132,15 @@ def _settling(ready: Prepared) -> Settling:
         grant=grant_of(ready.images.split, ready.panel, ready.evidence, protocol.budgets),
         tune=effort.tune if effort.attack else 0,
         workers=effort.workers,
+        confirms=confirms(ready),
+        adversary=ready.request.adversary.adversary_images,
     )
+
+
+def confirms(ready: Prepared) -> bool:
+    """Whether an answer is trained again: where it may be called safe, or that was asked for."""
+    strict = ready.protocol.name == "strict"
+    return strict and (ready.certifies or ready.request.adversary.adversary_images is not None)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,10 @@ from ..images.load import GENERATED, ImageSet, Split, load_images
 from . import drift
 from .check_request import EvidenceSources
 from .checked import Checked, CheckResult
+from .confirm import curve_doubt
 from .find import CEILING, SplitResult, find_cut
 from .keys import attack_key, plugin_source
+from .limits import Doubt, Held
 from .minima import grant_of
 from .policy import Terms, laxer
 from .requests import CutChoice, Effort, FindRequest, ImageChoice, Timing
@@ -106,7 +108,9 @@ def stored_evidence(
     evidence_is = "screening" if p.screens else p.evidence
     grant = grant_of(Split(**p.images), {}, evidence_is, protocol.budgets)
     unplaced = {i: row.unplaced for i, row in enumerate(config.cuts) if row.unplaced}
-    verdicts = judge(names, list(terms.panel), evidence, protocol.threshold, grant, unplaced)
+    doubts = _stored_doubts(config, terms, deployed, curves=grant.status == "safe")
+    panel = list(terms.panel)
+    verdicts = judge(names, panel, evidence, protocol.threshold, grant, unplaced, doubts)
     verdict = verdicts[names.index(deployed)]
     suspect = may_leak(config.sweep, protocol.threshold)
     if verdict.safe and suspect is not None:
@@ -124,6 +128,24 @@ def stored_evidence(
     else:
         result.add("privacy", "regressed", f"stored evidence does not protect: {verdict.reason}")
     return {name for name, v in zip(names, verdicts, strict=True) if v.safe}
+
+
+def _stored_doubts(
+    config: SplitConfig, terms: Terms, deployed: str, curves: bool
+) -> dict[int, Doubt]:
+    """What stored attacks and learning curves say against cuts besides their mean scores."""
+    threshold = terms.protocol.threshold
+    held = Held(
+        limits=terms.adversary.limits(copies=terms.protocol.name == "strict"),
+        threshold=threshold,
+        scale=terms.protocol.scale,
+        images=Split(**config.privacy.images).test,
+    )
+    found = {i: held.doubt(row.attacks) for i, row in enumerate(config.cuts)}
+    for i, row in enumerate(config.cuts):
+        if found[i] is None and (row.curve is not None or (curves and row.name == deployed)):
+            found[i] = curve_doubt(row.curve, threshold)
+    return {i: doubt for i, doubt in found.items() if doubt is not None}
 
 
 def _own_evidence(
@@ -214,6 +236,7 @@ def _find(checked: Checked, sources: EvidenceSources, watcher: Watcher | None) -
                 attack=sources.attack,
             ),
             timing=Timing(threads=latency.threads, batch=latency.batch),
+            adversary=terms.adversary,
             storage=sources.storage,
             seed=terms.seed,
             first=(checked.cut.name, strongest),

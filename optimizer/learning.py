@@ -65,6 +65,8 @@ class Terms:
             elsewhere; None takes it from rungs with several seeds.
         seed: For the resampling.
         resamples: How many.
+        lead: By how much another attacker was ahead of this one with all images; every point is
+            taken for so much stronger.
     """
 
     threshold: float
@@ -73,6 +75,7 @@ class Terms:
     spread: float | None = None
     seed: int = 0
     resamples: int = 2000
+    lead: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,8 @@ def extrapolate(rungs: Sequence[Rung], floor: np.ndarray, terms: Terms) -> Extra
         reached = curves.at(math.log(images), accelerating) + own
         return max(highest, float(np.quantile(reached, 0.975)))
 
-    without_noise = _Curves(curves.x, np.array([[_mean(r, floor, terms.scale) for r in rungs]]))
+    means = np.array([[_mean(r, floor, terms.scale) for r in rungs]]) + terms.lead
+    without_noise = _Curves(curves.x, means)
     value = float(without_noise.at(math.log(target), accelerating)[0])
     value = max(value, *(p.value for p in points))
     reached = max(high(target), value)
@@ -235,14 +239,14 @@ def _measured(rung: Rung, floor: np.ndarray, terms: Terms) -> Point:
     """The strongest training of a rung; with three or more its interval covers seeds too."""
     trainings = rung.trainings
     if len(trainings) >= FEWEST:
-        best = pooled(trainings, floor, scale=terms.scale, seed=terms.seed).score
-        return Point(rung.images, best.value, best.low, best.high)
-    scores = [score(t, floor, scale=terms.scale, seed=terms.seed) for t in trainings]
+        scores = [pooled(trainings, floor, scale=terms.scale, seed=terms.seed).score]
+    else:
+        scores = [score(t, floor, scale=terms.scale, seed=terms.seed) for t in trainings]
     return Point(
         rung.images,
-        max(s.value for s in scores),
-        max(s.low for s in scores),
-        max(s.high for s in scores),
+        max(s.value for s in scores) + terms.lead,
+        max(s.low for s in scores) + terms.lead,
+        max(s.high for s in scores) + terms.lead,
     )
 
 
@@ -273,7 +277,7 @@ def _resampled(
     columns = []
     for rung in rungs:
         mean = _unclipped(rung.trainings.mean(0)[index].mean(1), under, terms.scale)
-        columns.append(mean + noise() / len(rung.trainings) ** 0.5)
+        columns.append(mean + terms.lead + noise() / len(rung.trainings) ** 0.5)
     x = np.log(np.array([r.images for r in rungs], float))
     return _Curves(x, np.stack(columns, 1)), noise()
 

@@ -1,4 +1,4 @@
-"""What an attacker is given at a cut: feature maps beside pictures, mirrored ones too."""
+"""What an attacker is given at a cut: feature maps beside pictures, also mirrored and cropped."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..attackers.base import Attacker, Context
-from ..attackers.features import MIRRORED, FeatureStore
+from ..attackers.features import CROPS, MIRRORED, FeatureStore
 from ..attackers.pairs import Pairs
 from ..attackers.rows import Rows
 from ..graph.build import Cut
 from ..hashing import hash_json
+from ..images.load import at_resolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,26 +36,31 @@ def pairs_at(
 
     Args:
         cut: The cut.
-        attacker: Who is to learn from the pairs; decides whether mirrored images are among them.
+        attacker: Who is to learn from the pairs; decides whether mirrored images and random crops
+            are among them.
         store: The features.
         pictures: All images at the scored resolution, uint8.
         also: Further cuts.
         most: So many of the training images, the first ones; None is all.
     """
-    images = store.images
+    images, views = store.images, [attacker.augments, attacker.views]
     part = {p: pictures[slice(*images.bounds(p))] for p in ("train", "validation", "test")}
     few = part["train"][:most]
     train, targets = store.rows(cut, "train", also).first(len(few)), Rows([few])
     if attacker.augments:
         train = train.joined(store.rows(cut, MIRRORED, also).first(len(few)))
         targets = targets.joined(Rows([few[..., ::-1]]))
+    for number in range(1, attacker.views + 1):
+        cropped = store.crops(number)[: len(few)]
+        train = train.joined(store.rows(cut, f"{CROPS}{number}", also).first(len(few)))
+        targets = targets.joined(Rows([at_resolution(cropped, pictures.shape[-1])]))
     boundary = [spec.name for spec in cut.boundary]
     pairs = Pairs(
         features=train,
         images=targets,
         held_out=store.rows(cut, "validation", also),
         held_out_images=part["validation"],
-        key=hash_json([store.key, boundary, attacker.augments, len(few), pictures.shape[-1]]),
+        key=hash_json([store.key, boundary, *views, len(few), pictures.shape[-1]]),
     )
     return pairs, Unseen(features=store.rows(cut, "test", also), images=part["test"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from .limits import Doubt
 from .rule import Evidence, judge
 
 Job = tuple[int, str]
@@ -45,8 +46,16 @@ class Plan:
         lowest = min(self.ranks.values())
         return [a for a in self.panel if self.ranks[a] == lowest]
 
-    def next(self, evidence: Mapping[Job, Evidence], running: Collection[Job] = ()) -> Job | None:
-        """The next job that nobody runs, or None where nothing is left to start now."""
+    def next(
+        self,
+        evidence: Mapping[Job, Evidence],
+        running: Collection[Job] = (),
+        doubts: Mapping[int, Doubt] | None = None,
+    ) -> Job | None:
+        """The next job that nobody runs, or None where nothing is left to start now.
+
+        `doubts` as for `rule.judge`.
+        """
         if self.first is not None:
             if self.first not in evidence:
                 return None if self.first in running else self.first
@@ -54,7 +63,7 @@ class Plan:
             if found is not None and found.low >= self.threshold:
                 return None
         backwards = range(len(self.names) - 1, -1, -1)
-        verdicts = judge(self.names, self.panel, evidence, self.threshold)
+        verdicts = judge(self.names, self.panel, evidence, self.threshold, doubts=doubts)
         cheap = self.cheap
         for i in backwards:
             for attacker in cheap:

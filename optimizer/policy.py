@@ -10,12 +10,13 @@ from ..arguments.choices import BudgetName, ProtocolName, ScaleName, one_of
 from ..attackers.base import Attacker
 from ..attackers.panel import ATTACKERS
 from ..attackers.scales import sides_at
-from ..config import SplitConfig
+from ..config import Privacy, SplitConfig
 from ..graph.build import Cut, LayerGraph
 from ..identity.network import of_this_scheme
 from ..models.load import LoadedModel
 from .budgets import Budget, budget_of
 from .protocols import Protocol, protocol_of
+from .requests import Adversary
 from .result import ATTACK, attack_label
 
 _SAID = "the command line"
@@ -47,6 +48,9 @@ class Policy:
     max_cuts: int | None = None
     depth: int | None = None
     tune: int | None = None
+    worst_share: float | None = None
+    worst_retrieval: float | None = None
+    adversary_images: int | None = None
     seed: int | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
@@ -105,9 +109,22 @@ class Policy:
             panel=effort.panel(names),
             seed=self.seed or 0,
             tune=self.tune or 0,
+            adversary=self._adversary(promised),
             resolution=self.resolution,
             max_cuts=24 if self.max_cuts is None else self.max_cuts,
             depth=self.depth,
+        )
+
+    def _adversary(self, promised: Privacy) -> Adversary:
+        """What is asked of single images and more of them; a promise can only make it stricter."""
+
+        def least(said: float | None, has: float | None) -> float | None:
+            return said if said is not None else has if has is not None and 0 < has <= 1 else None
+
+        return Adversary(
+            worst_share=least(self.worst_share, promised.worst_share),
+            worst_retrieval=least(self.worst_retrieval, promised.worst_retrieval),
+            adversary_images=self.adversary_images,
         )
 
 
@@ -120,6 +137,7 @@ class Terms:
     panel: dict[str, Attacker]
     seed: int
     tune: int
+    adversary: Adversary
     resolution: int | None
     max_cuts: int
     depth: int | None
@@ -173,6 +191,9 @@ def laxer(config: SplitConfig, terms: Terms, cuts: Sequence[Cut], loaded: Loaded
     found += [_other(name, has, wanted) for name, has, wanted in compared if has != wanted]
     if p.tuned < terms.tune:
         found.append(_other("tune", p.tuned, terms.tune))
+    wanted = terms.adversary.adversary_images
+    if wanted is not None and (p.adversary_images or 0) < wanted:
+        found.append(_other("adversary_images", p.adversary_images, wanted))
     has = {a.name: a.settings for a in p.attackers}
     lacking = [n for n, a in terms.panel.items() if has.get(n) != repr(a)]
     if lacking:

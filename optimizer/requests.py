@@ -4,7 +4,8 @@
                 ├─ which_cuts: CutChoice
                 ├─ images: ImageChoice
                 ├─ effort: Effort
-                └─ timing: Timing
+                ├─ timing: Timing
+                └─ adversary: Adversary
 
 Command line, settings file and Python calls fill them, by the names in `FindOptions`; everything
 below takes them whole.
@@ -34,6 +35,7 @@ from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import Conditions, Profile
 from ..profilers.sgx_model import SgxModel
 from .budgets import Budget
+from .limits import Limits
 
 T = TypeVar("T")
 
@@ -67,6 +69,9 @@ class FindOptions(AttackOptions, total=False):
     repetitions: int | None
     storage: str | None
     feature_cache_gib: float | None
+    worst_share: float | None
+    worst_retrieval: float | None
+    adversary_images: int | None
     command: str
 
 
@@ -173,6 +178,33 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adversary:
+    """What is asked beyond a mean score on our images.
+
+    Attributes:
+        worst_share: Largest share of all images, in (0, 1], whose own score may reach the
+            threshold, by its exact upper bound; None allows any.
+        worst_retrieval: The same of images whose true photo is picked out among the test photos.
+        adversary_images: How many images the adversary has to learn from; None is ten times the
+            run's.
+    """
+
+    worst_share: float | None = None
+    worst_retrieval: float | None = None
+    adversary_images: int | None = None
+
+    def __post_init__(self) -> None:
+        arguments.whole("adversary_images", self.adversary_images, 1)
+        self.limits()
+
+    def limits(self, copies: bool = True) -> Limits:
+        """What is allowed of single images."""
+        return Limits(
+            worst_share=self.worst_share, worst_retrieval=self.worst_retrieval, copies=copies
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FindRequest:
     """A whole run of `find`, as it is asked for.
 
@@ -182,7 +214,7 @@ class FindRequest:
             attackers and the kind of cuts (see `protocols`).
         ssim: Threshold in (0, 1]: scores at or above it leak; None is 0.2.
         scale: ``corrected`` (above the floor, what None means) or ``raw`` SSIM.
-        which_cuts, images, effort, timing: Each with a record of its own.
+        which_cuts, images, effort, timing, adversary: Each with a record of its own.
         storage: None for a journal in the cache folder, a ``.journal`` file or a database URL.
         feature_cache_gib: Disk for feature maps, GiB.
         seed: For everything random.
@@ -199,6 +231,7 @@ class FindRequest:
     images: ImageChoice = field(default_factory=ImageChoice)
     effort: Effort = field(default_factory=Effort)
     timing: Timing = field(default_factory=Timing)
+    adversary: Adversary = field(default_factory=Adversary)
     storage: str | None = None
     feature_cache_gib: float = 8.0
     seed: int = 0
@@ -249,6 +282,7 @@ class FindRequest:
             images=_filled(ImageChoice, given),
             effort=_filled(Effort, given),
             timing=_filled(Timing, given),
+            adversary=_filled(Adversary, given),
             **{n: v for n, v in given.items() if n in own},
         )
 

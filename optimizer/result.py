@@ -41,11 +41,17 @@ def _latency(latency: CutLatency) -> dict[str, c.Time]:
 
 
 def _row(
-    cut: Cut, verdict: Verdict, attacks: list[c.Attack], latency: CutLatency, swept: bool
+    cut: Cut,
+    verdict: Verdict,
+    attacks: list[c.Attack],
+    latency: CutLatency,
+    swept: bool,
+    curve: c.Curve | None,
 ) -> c.CutRow:
     strongest = max((a.ssim_raw for a in attacks if a.ssim_raw is not None), default=None)
     suffix_high = verdict.suffix_high if np.isfinite(verdict.suffix_high) else None
     return c.CutRow(
+        curve=curve,
         name=cut.name,
         aliases=list(cut.aliases),
         stage=cut.stage,
@@ -127,7 +133,8 @@ def _rows(ready: Prepared, settled: Settled) -> list[c.CutRow]:
     both = zip(settled.cuts, settled.verdicts, settled.timing.cuts, strict=True)
     for i, (cut, verdict, latency) in enumerate(both):
         attacks = [done[i, a] for a in ready.panel if (i, a) in done]
-        rows.append(_row(cut, verdict, attacks, latency, cut.node in settled.promoted))
+        curve = settled.outcome.curves.get(i)
+        rows.append(_row(cut, verdict, attacks, latency, cut.node in settled.promoted, curve))
     return rows
 
 
@@ -164,6 +171,9 @@ def _privacy(
         skipped=images.skipped[:50],
         attackers=[c.Panel(name=n, settings=repr(a)) for n, a in ready.panel.items()],
         tuned=ready.request.effort.tune,
+        worst_share=ready.request.adversary.worst_share,
+        worst_retrieval=ready.request.adversary.worst_retrieval,
+        adversary_images=next((n.images for n in settled.outcome.curves.values()), None),
         shortfall=settled.grant.shortfall,
         **at,
     )

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 
 from ..attackers.scoring import Score
 from ..config import Attack, Status
+from .limits import Doubt
 
 TEXT = (
     "safe only if the upper end of the interval of the largest score over all attackers, here and "
     "at every later cut, is below the threshold, every attacker having run at full budget; a "
-    "missing or failed result counts as leaking"
+    "missing or failed result counts as leaking, and so do an image that is as good as copied, a "
+    "limit on single images that is passed, and an attack that would reach the threshold with as "
+    "many images as an adversary has"
 )
 
 
@@ -130,6 +133,7 @@ def judge(
     threshold: float,
     grant: Grant | None = None,
     unplaced: Mapping[int, str] | None = None,
+    doubts: Mapping[int, Doubt] | None = None,
 ) -> list[Verdict]:
     """Apply the rule to every cut.
 
@@ -141,12 +145,14 @@ def judge(
         grant: What a cut that passes may be called; None is safe.
         unplaced: Cuts at which attackers that learn from pairs settle nothing and no other one
             ran, by index, and why: evidence there proves leaks alone.
+        doubts: Cuts that are not safe for another reason than their mean score, by index.
     """
     grant = grant or Grant()
     verdicts: list[Verdict] = []
     high_after, low_after, value_after = -math.inf, -math.inf, None
     worst_after = gap = ""
     rising = ""  # who was still rising, here or later
+    doubt: Doubt | None = None  # here or later
     blocked = ""  # the last cut with complete evidence that is not safe
     for i in reversed(range(len(names))):
         found = {a: evidence[i, a] for a in panel if (i, a) in evidence}
@@ -183,6 +189,10 @@ def judge(
         status, reason = _status(here, threshold)
         who = next((e.rising for e in found.values() if e.rising), "")
         rising = f"{who} at {names[i]}" if who else rising
+        doubt = _graver(doubt, (doubts or {}).get(i), names[i])
+        if status == "safe" and doubt is not None:
+            status = "leaks" if doubt.proven else "undecided"
+            reason = doubt.reason if doubt.proven else f"{doubt.reason}: counts as leaking"
         if status == "safe" and grant.status == "safe" and rising:
             status = "undecided"
             reason = f"{rising} was still rising when its budget ended: counts as leaking"
@@ -205,6 +215,13 @@ def judge(
             )
         )
     return verdicts[::-1]
+
+
+def _graver(later: Doubt | None, own: Doubt | None, name: str) -> Doubt | None:
+    """The doubt that counts at a cut: its own, unless only the later one is proven."""
+    if own is None or (later is not None and later.proven and not own.proven):
+        return later
+    return Doubt(f"at {name} {own.reason}", own.proven)
 
 
 def _status(here: _Found, threshold: float) -> tuple[Status, str]:

@@ -22,7 +22,7 @@ from ..attackers import pictures
 from ..attackers.base import BEYOND, Attacker, Fitted, Key
 from ..attackers.scoring import Score
 from ..cache import cache_dir, written_to
-from ..config import Attack
+from ..config import Attack, Curve
 from ..errors import ConfigError
 from ..graph.build import Cut
 from ..hashing import hash_json
@@ -31,6 +31,7 @@ from ..profilers.base import CutLatency, Duration
 from .attempt import Bench, Failed, Reached, Wish, attempt_until_settled
 from .choose import Candidates, fastest
 from .keys import ATTACK_VERSION, attack_key, plugin_source
+from .limits import Doubt, Held, Limits
 from .plan import Job, Plan
 from .rule import Evidence, Grant, Verdict, judge
 from .sampler import PRIVACY, NothingLeft, SuffixSampler, running_jobs
@@ -53,11 +54,17 @@ _CUTS_KEPT = 2  # of how many cuts fitted attackers stay, for those that are bui
 
 @dataclass
 class Outcome:
-    """All evidence of a search and what it cost."""
+    """All evidence of a search and what it cost.
+
+    ``curves`` and ``doubts`` are of cuts that were confirmed, by index.
+    """
 
     evidence: dict[Job, Evidence] = field(default_factory=dict)
     attacks: dict[Job, Attack] = field(default_factory=dict)
+    stored: dict[Job, StoredAttack] = field(default_factory=dict)
     unplaced: dict[int, str] = field(default_factory=dict)
+    curves: dict[int, Curve] = field(default_factory=dict)
+    doubts: dict[int, Doubt] = field(default_factory=dict)
     run: int = 0
     reused: int = 0
     image_steps: int = 0
@@ -79,6 +86,7 @@ class Course:
         whole: Time of the whole model in the enclave; None where comparing with it is void.
         grant: What a cut that passes the rule may be called.
         promoted: Nodes of cuts that are never the answer.
+        limits: What is allowed of single images.
         ceiling: An attack that is still rising below the threshold is made anew with more epochs,
             at most so many times its own; 1 leaves it as it is.
     """
@@ -91,6 +99,7 @@ class Course:
     whole: Duration | None = None
     grant: Grant = field(default_factory=Grant)
     promoted: frozenset[int] = frozenset()
+    limits: Limits = field(default_factory=Limits)
     ceiling: int = 1
 
 
@@ -155,9 +164,15 @@ class Search:
             first=(self.names.index(first[0]), first[1]) if first else None,
         )
         self.outcome = Outcome()
+        self._held = Held(
+            limits=course.limits,
+            threshold=course.threshold,
+            scale=bench.scale,
+            images=len(bench.floor),
+        )
         self._safer: dict[Job, Attacker] = {}
         self._keys = {
-            self.key(cut, attacker): (i, name)
+            self.key(cut, attacker, name): (i, name)
             for i, cut in enumerate(self.cuts)
             for name, attacker in self.panel.items()
         }
@@ -166,17 +181,17 @@ class Search:
         self._lock = threading.RLock()
         self._cancelled = threading.Event()
 
-    def key(self, cut: Cut, attacker: Attacker) -> str:
-        """Content hash of everything an attack's result depends on."""
-        bench = self.bench
-        return attack_key(
-            cut,
-            bench.store.key,
-            repr(attacker),
-            plugin_source(attacker),
-            bench.sides,
-            bench.seed,
-        )
+    def key(self, cut: Cut, attacker: Attacker, name: str = "") -> str:
+        """Content hash of everything an attack's result depends on.
+
+        `name` is the attacker's in the panel, for those to whom it says more than its settings.
+        """
+        return self.key_with(cut, attacker, self.bench.seed)
+
+    def key_with(self, cut: Cut, attacker: Attacker, seed: int) -> str:
+        """`key`, for attacks of another seed than the search's."""
+        features, sides = self.bench.store.key, self.bench.sides
+        return attack_key(cut, features, repr(attacker), plugin_source(attacker), sides, seed)
 
     def run(self, workers: int = 1) -> Outcome:
         """Reuse what the storage has, run what the plan wants, return all evidence.
@@ -216,7 +231,7 @@ class Search:
         identity = hash_json(
             [
                 self.names,
-                [self.key(cut, a) for cut in self.cuts for a in self.panel.values()],
+                [self.key(cut, a, n) for cut in self.cuts for n, a in self.panel.items()],
                 self.course.exhaustive,
                 self.purpose,
             ]
@@ -257,7 +272,7 @@ class Search:
         for key, job in missing.items():
             safer = self.panel[job[1]].safer()
             if safer is not None:
-                seconds[self.key(self.cuts[job[0]], safer)] = (job, key)
+                seconds[self.key(self.cuts[job[0]], safer, job[1])] = (job, key)
         found = finished(self.storage, [*missing, *seconds])
         for key, job in missing.items():
             if key in found:
@@ -275,7 +290,7 @@ class Search:
         if not stored.complete and result.low < self.course.threshold:
             return  # it stopped at a proof for a lower threshold: run it in full
         attack = self._shown(stored, job, AGAIN if second else "")
-        self.record(job, attack, stored.unplaced)
+        self.record(job, attack, stored)
         self.outcome.reused += 1
 
     def _be_careful(self, study: optuna.Study) -> None:
@@ -313,7 +328,7 @@ class Search:
         if not self.course.attack:
             return None
         if not self.course.exhaustive:
-            return self.plan.next(self.outcome.evidence, running)
+            return self.plan.next(self.outcome.evidence, running, self.doubts())
         return self._next_of_all(running)
 
     def _next_of_all(self, running: Collection[Job]) -> Job | None:
@@ -352,7 +367,18 @@ class Search:
                 self.course.threshold,
                 self.course.grant,
                 self.unplaced(),
+                self.doubts(),
             )
+
+    def doubts(self) -> dict[int, Doubt]:
+        """Cuts that are not safe for another reason than their mean score, by index."""
+        with self._lock:
+            by_cut: dict[int, list[Attack]] = {}
+            for (i, _), attack in self.outcome.attacks.items():
+                by_cut.setdefault(i, []).append(attack)
+            found = {i: self._held.doubt(attacks) for i, attacks in by_cut.items()}
+            single = {i: doubt for i, doubt in found.items() if doubt is not None}
+            return {**self.outcome.doubts, **single}
 
     def unplaced(self) -> dict[int, str]:
         """Cuts whose layout nobody knows and that no white-box attack has reached, and why."""
@@ -396,7 +422,7 @@ class Search:
             return None
         attributes = {
             "owner": owner(),
-            CLAIM: self.key(self.cuts[int(cut)], self.panel[name]),
+            CLAIM: self.key(self.cuts[int(cut)], self.panel[name], name),
             "cut_name": self.names[int(cut)],
             "attacker": name,
         }
@@ -428,7 +454,7 @@ class Search:
             raise
         self._count(reached.own_steps, reached.own_seconds)
         cut = self.cuts[job[0]]
-        stored = StoredAttack.of(reached, self.key(cut, again or self.panel[job[1]]))
+        stored = StoredAttack.of(reached, self.key(cut, again or self.panel[job[1]], job[1]))
         attributes = stored.to_attrs()
         attributes["cut_name"] = cut.name
         attributes["cut_index"] = job[0]
@@ -436,13 +462,13 @@ class Search:
         attributes["score_high"] = reached.score.high
         attributes["ssim_raw"] = reached.score.raw
         if again is not None:
-            attributes[SECOND_FOR] = self.key(cut, self.panel[job[1]])
+            attributes[SECOND_FOR] = self.key(cut, self.panel[job[1]], job[1])
         attack = self._shown(stored, job, AGAIN if again is not None else "")
         try:
             for name, value in attributes.items():
                 trial.set_user_attr(name, value)
             self.keep_pictures(trial, reached, stored.key)
-            self.record(job, attack, stored.unplaced)
+            self.record(job, attack, stored)
             verdict = self.verdicts()[job[0]]
             margin = verdict.suffix_high - self.course.threshold
             trial.set_constraint(PRIVACY, margin if verdict.safe and self.certifies else 1.0)
@@ -450,7 +476,7 @@ class Search:
         except UpdateFinishedTrialError:
             # Only from a machine that shares the storage and took this process for dead.
             notice(f"another run took over {job[1]} on {cut.name}: the result is not stored")
-            self.record(job, attack, stored.unplaced)
+            self.record(job, attack, stored)
         except BaseException:
             self._leave(study, trial)
             raise
@@ -558,11 +584,13 @@ class Search:
     def _shown(self, stored: StoredAttack, job: Job, *remarks: str) -> Attack:
         return stored.shown(job[1], self.bench, self.course.threshold, *remarks)
 
-    def record(self, job: Job, attack: Attack, unplaced: str = "") -> None:
-        """Take an attack up as the evidence of its job; `unplaced` as in `FeatureStore`."""
+    def record(self, job: Job, attack: Attack, stored: StoredAttack | None = None) -> None:
+        """Take an attack up as the evidence of its job; `stored` is what is kept of it."""
         with self._lock:
-            if unplaced:
-                self.outcome.unplaced[job[0]] = unplaced
+            if stored is not None:
+                self.outcome.stored[job] = stored
+                if stored.unplaced:
+                    self.outcome.unplaced[job[0]] = stored.unplaced
             self.outcome.evidence[job] = Evidence.of(attack, self.bench.scale, self.course.interval)
             self.outcome.attacks[job] = attack
 

@@ -10,6 +10,7 @@ from ..attackers.sketch import Sketch
 from ..graph.build import Cut
 from ..profilers.base import Profile
 from .choose import Advice
+from .confirm import confirm
 from .rule import Grant, Verdict
 from .search import Outcome, Search
 from .sweep import Swept, sweep
@@ -33,6 +34,8 @@ class Settling:
         grant: What a cut that passes the rule may be called.
         tune: Settings tried for each attacker at the boundary; 0: none.
         workers: Attacks at a time.
+        confirms: Whether the answer is trained again with other seeds and fewer images.
+        adversary: Images that the adversary has; None is ten times the run's.
     """
 
     every: Sequence[Cut]
@@ -40,6 +43,8 @@ class Settling:
     grant: Grant
     tune: int = 0
     workers: int = 1
+    confirms: bool = False
+    adversary: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def settle(
     effort: Settling,
     watcher: Stages,
 ) -> Settled:
-    """Search, tune and sweep until no cut is left, from the answer on, that may leak.
+    """Search, tune, sweep and confirm until no cut is left, from the answer on, that may leak.
 
     A cut that a sweep suspects is attacked in full like those asked for, but is never the answer.
     If it leaks, the answer moves on, and the sweep is repeated from there.
@@ -100,7 +105,10 @@ def settle(
         remarks = tune_boundary(search, effort.tune, watcher.stage) if effort.tune else []
         _add(cost, outcome, first=not promoted)
         chosen = search.answer()
-        if chosen is None or not effort.every:
+        if chosen is None:
+            break
+        if not effort.every:
+            chosen = _confirmed(search, effort, cost, watcher)
             break
         start, asked = chosen, search.plan.first
         if asked is not None and search.verdicts()[asked[0]].safe:
@@ -111,6 +119,7 @@ def settle(
         swept = sweep(search, effort.every, start, effort.sketch, effort.workers)
         _add(cost, swept.outcome, first=not promoted)
         if not swept.suspects:
+            chosen = _confirmed(search, effort, cost, watcher)
             break
         names = ", ".join(cut.name for cut in swept.suspects[:4])
         watcher.stage(f"attacking {len(swept.suspects)} cuts that may leak: {names}")
@@ -132,6 +141,14 @@ def settle(
         grant=effort.grant,
         remarks=remarks,
     )
+
+
+def _confirmed(search: Search, effort: Settling, cost: Outcome, watcher: Stages) -> int | None:
+    """The answer that stands after other seeds and fewer images; a later one was swept too."""
+    if effort.confirms:
+        for more in confirm(search, effort.adversary, effort.workers, watcher.stage):
+            _add(cost, more.outcome, first=False)
+    return search.answer()
 
 
 def _add(cost: Outcome, more: Outcome, first: bool) -> None:

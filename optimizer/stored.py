@@ -121,10 +121,11 @@ class StoredAttack:
         """The attack as a split config has it, scored on `bench` and held against `threshold`."""
         scores = bench.score(self.per_side)
         score = scores.strict
-        share = strictest(
+        shares = [
             share_over(values, bench.floors[side], threshold, bench.scale)
             for side, values in self.per_side.items()
-        )
+        ]
+        share = strictest(shares)
         return Attack(
             attacker=attacker,
             settings=self.settings,
@@ -143,7 +144,7 @@ class StoredAttack:
             rising=self.rising,
             over=share.hits,
             over_high=share.high,
-            largest=share.largest,
+            largest=max(s.largest for s in shares),
             retrieved=self.retrieved.found,
             retrieved_high=self.retrieved.high,
             image_steps=self.image_steps,

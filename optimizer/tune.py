@@ -184,4 +184,4 @@ def _take_up(search: Search, job: Job, best: FrozenTrial, count: int) -> None:
         if not complete and (known.low or 0.0) >= result.low:
             return  # it was stopped because the leak was proven
     said = f"tuned: best of {count} settings on validation images"
-    search.record(job, stored.shown(job[1], search.bench, search.course.threshold, said))
+    search.record(job, stored.shown(job[1], search.bench, search.course.threshold, said), stored)

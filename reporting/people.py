@@ -1,4 +1,4 @@
-"""What a mean hides: at which sizes pictures were compared, and who is recognised all the same."""
+"""What a mean hides: sizes, other seeds, more images, and who is recognised all the same."""
 
 from __future__ import annotations
 
@@ -36,3 +36,22 @@ def people(config: SplitConfig) -> str:
         f"picked out of {count} for {seen.retrieved} of them (at most {seen.retrieved_high:.1%}, "
         f"chance {1 / count:.1%})"
     )
+
+
+def more_images(config: SplitConfig) -> str:
+    """What attacks at the chosen cut may reach with as many images as the adversary has, or ""."""
+    row = next((r for r in config.cuts if config.cut and r.name == config.cut.name), None)
+    curve = None if row is None else row.curve
+    if curve is None:
+        return ""
+    steps = ", ".join(f"{p.value:.2f} with {p.images} images" for p in curve.points)
+    return f"{curve.attacker} reaches {steps}, and at most {curve.high:.2f} with {curve.images}"
+
+
+def other_seeds(config: SplitConfig) -> str:
+    """Scores of several trainings at the chosen cut, or ""."""
+    attack = next((a for a in config.privacy.attacks if a.trainings), None)
+    if attack is None:
+        return ""
+    values = ", ".join(f"{v:.3f}" for v in attack.trainings)
+    return f"{len(attack.trainings)} trainings of {attack.attacker} reach {values}"

@@ -15,7 +15,7 @@ from ..cache import written_whole
 from ..config import Attack, CutRow, SplitConfig
 from ..errors import BackendError, UsageError
 from .charts import CHARTS, to_png, to_svg
-from .people import by_side, compared, people
+from .people import by_side, compared, more_images, other_seeds, people
 from .table import (
     advised,
     failed_attacks,
@@ -138,6 +138,8 @@ def settings(config: SplitConfig) -> list[tuple[str, str]]:
         ("SSIM", f"{p.ssim}; {compared(config)}"),
         ("sizes", by_side(config) or f"compared at {compared(config)}"),
         ("people", people(config) or "not counted"),
+        ("other seeds", other_seeds(config) or "not trained"),
+        ("more images", more_images(config) or "not extrapolated"),
     ]
     rows += [(f"attacker {a.name}", a.settings) for a in p.attackers]
     first = config.cuts[0].latency_ms

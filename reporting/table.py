@@ -11,7 +11,7 @@ from ..graph.build import Cut, LayerGraph
 from ..optimizer.choose import compares
 from ..optimizer.sweep import bound
 from ..printable import printable
-from .people import by_side, compared, people
+from .people import by_side, compared, more_images, other_seeds, people
 
 _STYLE = {
     "safe": "green",
@@ -256,6 +256,9 @@ def _notes(config: SplitConfig) -> Text:
         lines.append(f"At the cut, the largest mean counts: {by_side(config)}.")
     if people(config):
         lines.append(f"At the cut, {people(config)}.")
+    for said in (other_seeds(config), more_images(config)):
+        if said:
+            lines.append(f"At the cut, {said}.")
     found = swept(config)
     if found is not None:
         lines.append(f"Sweep: {found}.")

@@ -57,6 +57,9 @@ SAID = {
     "repetitions": 8,
     "storage": "s.journal",
     "feature_cache_gib": 1.5,
+    "worst_share": 0.05,
+    "worst_retrieval": 0.1,
+    "adversary_images": 5000,
     "command": "partopt find",
 }
 
@@ -64,7 +67,7 @@ SAID = {
 def parts(request: FindRequest):
     return (
         *(request, request.model, request.which_cuts),
-        *(request.images, request.effort, request.timing),
+        *(request.images, request.effort, request.timing, request.adversary),
     )
 
 

@@ -1,0 +1,273 @@
+"""Before an answer stands: trained again with other seeds, and with fewer images.
+
+One training says neither what the next seed would have reached nor what more images would. So at
+the cut that is returned, and at the one after it with the highest score, the strongest attacker
+that is trained in epochs is trained anew: with two other seeds, after which the interval of every
+trained attacker covers seeds too, and with a quarter and a half of the images. With fewer images
+it goes over them more often: the same steps, so that a curve over images says nothing of training
+length. What the curve bounds with as many images as the adversary has must stay below the
+threshold, else the cut is undecided. The cut before the answer has other seeds too, unless it was
+proven to leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from optuna.trial import Trial
+
+from ..attackers.base import Attacker
+from ..config import Curve, CurvePoint
+from ..graph.build import Cut
+from ..hashing import derive_seed, hash_json
+from .attempt import Reached, Wish, attempt
+from .learning import Extrapolation, Rung, Terms, extrapolate
+from .limits import Doubt
+from .plan import Job
+from .rule import Grant
+from .search import Search
+from .seeds import FEWEST, Pooled, pooled
+
+PARTS = (4, 2)  # of how many images one is taken, for the curve below all of them
+Tell = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One more training: on so many images (None is all), with which seed."""
+
+    attacker: Attacker
+    images: int | None
+    seed: int
+
+
+class _Repeating(Search):
+    """Trainings of one attacker at one cut: stored and resumed, and never evidence by themselves.
+
+    The one that the search has made already is taken from the storage, by its key.
+    """
+
+    purpose = "confirm"
+    certifies = False
+
+    def __init__(self, search: Search, cut: Cut, repeats: dict[str, Repeat]) -> None:
+        self.repeats = repeats
+        course = replace(
+            search.course,
+            exhaustive=True,
+            first=None,
+            whole=None,
+            grant=Grant(),
+            promoted=frozenset(),
+            ceiling=1,
+        )
+        panel = {name: r.attacker for name, r in repeats.items()}
+        super().__init__([cut], [], search.bench, panel, course, search.storage, search.listener)
+
+    def key(self, cut: Cut, attacker: Attacker, name: str = "") -> str:
+        """Of the training called `name`."""
+        repeat = self.repeats[name]
+        key = self.key_with(cut, attacker, repeat.seed)
+        return key if repeat.images is None else hash_json([key, "images", repeat.images])
+
+    def attack(self, job: Job, attacker: Attacker, *, to_the_end: bool = False) -> Reached:
+        """Train as the job says; never stopped by a proof."""
+        repeat, what = self.repeats[job[1]], f"{job[1]} on {self.names[job[0]]}"
+
+        def progress(share: float) -> None:
+            self._stop_if_cancelled()
+            self.listener.on_progress(what, share)
+
+        bench = replace(self.bench, seed=repeat.seed)
+        wish = Wish(images=repeat.images, private=True, progress=progress)
+        return attempt(bench, self.cuts[0], attacker, wish)
+
+    def keep_pictures(self, trial: Trial, reached: Reached, key: str) -> None:
+        """None: they are the search's own, a little better or worse."""
+
+
+def confirm(
+    search: Search,
+    adversary: int | None,
+    workers: int = 1,
+    tell: Tell = lambda text, jobs: None,
+) -> list[Search]:
+    """Confirm the answer of a search, and the next one where it does not hold, until one does.
+
+    Changes the search's evidence: intervals of trained attackers become wider, curves and doubts
+    are added to its outcome.
+
+    Args:
+        search: A search that has run.
+        adversary: Images that the adversary has; None is ten times the run's.
+        workers: Trainings at a time.
+        tell: Called with what is being done and how many trainings that takes.
+
+    Returns:
+        The searches that ran, for what they cost.
+    """
+    ran: list[Search] = []
+    done: set[int] = set()
+    while wanted := [i for i in _to_confirm(search) if i not in done]:
+        for i in wanted:
+            done.add(i)
+            ran += _confirm_one(search, i, adversary, workers, tell)
+    before = (search.answer() or 0) - 1
+    if before >= 0 and before not in done and search.verdicts()[before].status != "leaks":
+        ran += _confirm_one(search, before, None, workers, tell, curve=False)
+    return ran
+
+
+def _to_confirm(search: Search) -> list[int]:
+    """The answer, a cut whose verdict was asked for, and the highest score after them."""
+    verdicts, answer, asked = search.verdicts(), search.answer(), search.plan.first
+    if asked is not None and verdicts[asked[0]].safe:
+        first = asked[0] if answer is None else min(answer, asked[0])
+        wanted = {asked[0], answer}
+    else:
+        first, wanted = (len(verdicts) if answer is None else answer), {answer}
+    later = range(first, len(verdicts))
+    if later:
+        wanted.add(max(later, key=lambda i: verdicts[i].high or 0.0))
+    return sorted(i for i in wanted if i is not None)
+
+
+def _confirm_one(
+    search: Search,
+    index: int,
+    adversary: int | None,
+    workers: int,
+    tell: Tell,
+    curve: bool = True,
+) -> list[Search]:
+    found = {n: search.outcome.attacks.get((index, n)) for n in search.panel}
+    here = {n: a for n, a in found.items() if a is not None and a.high is not None}
+    if not here:
+        return []  # the rule says that nothing is known there
+    trained = [n for n in here if search.panel[n].longer(2) is not None]
+    name = max(trained or here, key=lambda n: here[n].high or 0.0)
+    if name == "stack" and "decoder" in trained:
+        name = "decoder"  # what it is made of; the lead that averaging has is added
+    repeats = _repeats(search, name, curve)
+    cut = search.cuts[index]
+    tell(f"training {name} again at {cut.name}: other seeds, fewer images", len(repeats))
+    repeating = _Repeating(search, cut, repeats)
+    repeating.run(workers)
+    missing = [n for n in repeats if (0, n) not in repeating.outcome.stored]
+    if missing:
+        failed = repeating.outcome.attacks.get((0, missing[0]))
+        why = f"failed: {failed.note}" if failed else "is missing"
+        search.outcome.doubts[index] = Doubt(f"the training of {missing[0]} {why}")
+        return [repeating]
+    _seeds(search, index, name, repeating)
+    if curve:
+        _curve(search, index, name, repeating, adversary)
+    return [repeating]
+
+
+def _repeats(search: Search, name: str, curve: bool) -> dict[str, Repeat]:
+    """Trainings by label: all images with every seed, and parts of them with the run's own."""
+    attacker, bench = search.panel[name], search.bench
+    seeds = [bench.seed, *(derive_seed(bench.seed, "again", i) for i in range(1, FEWEST))]
+    found = {f"{name}, seed {i}": Repeat(attacker, None, seed) for i, seed in enumerate(seeds)}
+    if curve:
+        count = bench.store.images.split.train
+        for part in PARTS:
+            longer = attacker.longer(part) or attacker
+            images = max(1, count // part)
+            found[f"{name}, {images} images"] = Repeat(longer, images, bench.seed)
+    return found
+
+
+def _per_image(repeating: Search, side: int, images: int | None) -> list[np.ndarray]:
+    """SSIM of the trainings on so many images, at one side."""
+    assert isinstance(repeating, _Repeating)
+    return [
+        repeating.outcome.stored[0, n].per_side[side]
+        for n, r in repeating.repeats.items()
+        if r.images == images
+    ]
+
+
+def _seeds(search: Search, index: int, name: str, repeating: Search) -> None:
+    """Widen the intervals of all trained attackers at a cut by what seeds differ in."""
+    bench, seed = search.bench, derive_seed(search.bench.seed, "bootstrap")
+    by_side: list[Pooled] = [
+        pooled(_per_image(repeating, side, None), floor, scale=bench.scale, seed=seed)
+        for side, floor in bench.floors.items()
+    ]
+    strongest = max(by_side, key=lambda p: p.score.high)
+    margin = max(p.another - float(np.mean(p.values)) for p in by_side)
+    for (i, other), attack in list(search.outcome.attacks.items()):
+        if i != index or attack.score is None or attack.high is None or attack.low is None:
+            continue
+        if other == name:
+            changed = attack.model_copy(
+                update={
+                    "score": max(attack.score, *(p.score.value for p in by_side)),
+                    "low": max(attack.low, *(p.score.low for p in by_side)),
+                    "high": max(attack.high, *(p.score.high for p in by_side)),
+                    "trainings": [round(v, 6) for v in strongest.values],
+                }
+            )
+        elif search.panel[other].longer(2) is not None:
+            changed = attack.model_copy(update={"high": max(attack.high, attack.score + margin)})
+        else:
+            continue
+        search.record((i, other), changed)
+
+
+def _curve(search: Search, index: int, name: str, repeating: Search, adversary: int | None) -> None:
+    """What the curve over images bounds, at the side where that is most."""
+    assert isinstance(repeating, _Repeating)
+    bench, attacks = search.bench, search.outcome.attacks
+    scores = [a.score for (i, _), a in attacks.items() if i == index and a.score is not None]
+    own = attacks[index, name].score or 0.0
+    terms = Terms(
+        threshold=search.course.threshold,
+        adversary=adversary,
+        scale=bench.scale,
+        seed=derive_seed(bench.seed, "curve"),
+        lead=max(scores) - own,
+    )
+    sizes = {r.images for r in repeating.repeats.values()}
+    count = bench.store.images.split.train
+    found: dict[int, Extrapolation] = {}
+    for side, floor in bench.floors.items():
+        rungs = [
+            Rung(count if n is None else n, np.stack(_per_image(repeating, side, n))) for n in sizes
+        ]
+        found[side] = extrapolate(rungs, floor, terms)
+    side, worst = max(found.items(), key=lambda pair: pair[1].high)
+    search.outcome.curves[index] = _shown(name, side, worst)
+    if not worst.below:
+        search.outcome.doubts[index] = Doubt(worst.reason)
+
+
+def _shown(name: str, side: int, found: Extrapolation) -> Curve:
+    return Curve(
+        attacker=name,
+        side=side,
+        images=found.images,
+        value=found.value,
+        high=found.high,
+        settles=found.settles,
+        accelerating=found.accelerating,
+        points=[
+            CurvePoint(images=p.images, value=p.value, low=p.low, high=p.high) for p in found.points
+        ],
+    )
+
+
+def curve_doubt(curve: Curve | None, threshold: float) -> Doubt | None:
+    """What a stored curve says against a cut; None where its bound is below the threshold."""
+    if curve is None:
+        return Doubt("nobody measured what attacks would reach with more images")
+    if curve.high < threshold:
+        return None
+    return Doubt(
+        f"{curve.attacker} may reach {curve.high:.2f} with {curve.images} images, which is not "
+        f"below {threshold:g}"
+    )
