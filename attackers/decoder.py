@@ -69,7 +69,8 @@ class Decoder(Attacker):
         epochs: Passes over the training images and their mirror images, at most.
         width: Channels at the map's resolution, fewer on fine maps and at each step up.
         blocks: Residual blocks at the map's resolution.
-        crops: Random crops of each training image to learn from, besides it and its mirror image.
+        crops: Random crops of each training image to learn from, besides it and its mirror image;
+            none where maps are large.
         narrowest: Fewest channels.
         batch: Images a step.
         lr: Largest learning rate.

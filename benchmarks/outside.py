@@ -36,7 +36,7 @@ from partopt import pixels
 from partopt.arguments.choices import BudgetName
 from partopt.attackers.base import Attacker, Fitted, Key
 from partopt.attackers.decoder import Decoder
-from partopt.attackers.features import MIRRORED, FeatureStore
+from partopt.attackers.features import CROPS, MIRRORED, FeatureStore
 from partopt.attackers.linear import Linear
 from partopt.attackers.scoring import Score, corrected
 from partopt.attackers.stack import Stack
@@ -48,6 +48,7 @@ from partopt.models.load import LoadedModel, load_model
 from partopt.optimizer.attempt import Bench, Failed, Wish, attempt
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.floor import floor_of
+from partopt.optimizer.pairs import views_at
 from partopt.preprocessing import Preprocessing
 
 TOLERANCE = 0.005  # of the score, by which ours may stay below
@@ -136,7 +137,8 @@ def attack(
 ) -> Iterator[Ours]:
     """Run ours at a cut; `spent` are processor seconds that all of them would have to pay."""
     start = time.process_time()
-    for part in ("train", MIRRORED):
+    views = max((views_at(cut, a) for a in attackers.values()), default=0)
+    for part in ("train", MIRRORED, *(f"{CROPS}{n}" for n in range(1, views + 1))):
         bench.store.rows(cut, part)
     spent += time.process_time() - start
     fitted: dict[Key, Fitted] = {}

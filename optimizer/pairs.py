@@ -15,6 +15,8 @@ from ..graph.build import Cut
 from ..hashing import hash_json
 from ..images.load import at_resolution
 
+LARGEST = 1 << 20  # bytes of one image's boundary tensors, up to which crops are added
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unseen:
@@ -43,14 +45,14 @@ def pairs_at(
         also: Further cuts.
         most: So many of the training images, the first ones; None is all.
     """
-    images, views = store.images, [attacker.augments, attacker.views]
+    images, views = store.images, views_at(cut, attacker)
     part = {p: pictures[slice(*images.bounds(p))] for p in ("train", "validation", "test")}
     few = part["train"][:most]
     train, targets = store.rows(cut, "train", also).first(len(few)), Rows([few])
     if attacker.augments:
         train = train.joined(store.rows(cut, MIRRORED, also).first(len(few)))
         targets = targets.joined(Rows([few[..., ::-1]]))
-    for number in range(1, attacker.views + 1):
+    for number in range(1, views + 1):
         cropped = store.crops(number)[: len(few)]
         train = train.joined(store.rows(cut, f"{CROPS}{number}", also).first(len(few)))
         targets = targets.joined(Rows([at_resolution(cropped, pictures.shape[-1])]))
@@ -60,9 +62,19 @@ def pairs_at(
         images=targets,
         held_out=store.rows(cut, "validation", also),
         held_out_images=part["validation"],
-        key=hash_json([store.key, boundary, *views, len(few), pictures.shape[-1]]),
+        key=hash_json(
+            [store.key, boundary, attacker.augments, views, len(few), pictures.shape[-1]]
+        ),
     )
     return pairs, Unseen(features=store.rows(cut, "test", also), images=part["test"])
+
+
+def views_at(cut: Cut, attacker: Attacker) -> int:
+    """How many random crops of each training image an attacker is given at a cut.
+
+    Large maps have many cells to learn from in every image, and would fill the disk.
+    """
+    return attacker.views if cut.payload_bytes <= LARGEST else 0
 
 
 def give_head(context: Context, store: FeatureStore, cut: Cut, attacker: Attacker) -> None:

@@ -157,6 +157,7 @@ def unharmed(row: dict, like: dict) -> None:
     row.update(status="safe", reason="below the threshold here and later")
     for attack in row["attacks"]:
         attack.update(outcome="full budget", score=0.0, low=0.0, high=0.01, ssim_raw=0.0)
+        attack.update(over=0, over_high=0.1, largest=0.0, retrieved=0, retrieved_high=0.1)
 
 
 def setting(*path, value):

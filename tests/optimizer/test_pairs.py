@@ -33,6 +33,7 @@ class Recorder(Attacker):
     name: ClassVar[str] = "recorder"
     augments: ClassVar[bool] = True
     given: ClassVar[dict[str, np.ndarray]] = {}
+    crops: int = 1
     _line: np.ndarray | None = field(default=None, init=False)
 
     def fit(self, pairs, context):
@@ -81,16 +82,18 @@ def test_test_maps_are_scored_against_their_own_pictures(attacked):
     assert attacked.results[0].score.raw > 0.98
 
 
-def test_mirrored_images_come_in_addition_to_the_plain_ones(attacked):
-    pictures = Recorder.given["train pictures"]
-    assert len(pictures) == 2 * SPLIT.train
-    assert np.array_equal(pictures[SPLIT.train :], pictures[: SPLIT.train, ..., ::-1])
+def test_mirrored_images_and_crops_come_in_addition_to_the_plain_ones(attacked):
+    plain, mirrored, cropped = np.split(Recorder.given["train pictures"], 3)
+    assert len(plain) == SPLIT.train
+    assert np.array_equal(mirrored, plain[..., ::-1])
+    assert not (cropped == plain).all((1, 2, 3)).any()
+    assert all(np.isin(c, p).mean() > 0.3 for c, p in zip(cropped, plain, strict=True))
 
 
 def test_no_image_that_is_scored_was_seen_before(attacked):
     given = [*Recorder.given["train pictures"], *Recorder.given["held out pictures"]]
     seen = {picture.astype(np.uint8).tobytes() for picture in given}
-    assert len(seen) == 2 * SPLIT.train + SPLIT.validation
+    assert len(seen) == 3 * SPLIT.train + SPLIT.validation
     scored = [picture.tobytes() for picture in attacked.originals]
     assert scored
     assert not seen & set(scored)
