@@ -66,7 +66,7 @@ class Decoder(Attacker):
     always when answering, in float32.
 
     Args:
-        epochs: Passes over the training images and their mirror images, at most.
+        epochs: Passes over the training images, their mirror images and crops, at most.
         width: Channels at the map's resolution, fewer on fine maps and at each step up.
         blocks: Residual blocks at the map's resolution.
         crops: Random crops of each training image to learn from, besides it and its mirror image;
@@ -97,7 +97,7 @@ class Decoder(Attacker):
         "batch": (4, 8, 16),
     }
 
-    epochs: int = 8
+    epochs: int = 5
     width: int = 192
     blocks: int = 3
     crops: int = 2
@@ -108,7 +108,7 @@ class Decoder(Attacker):
     decay: float = 0.02
     average: float = 0.998
     start: str = "auto"
-    patience: int = 8
+    patience: int = 5
     losses: tuple[str, ...] = ("ssim+l1",)
     feature_weight: float = 0.1
     linear: Linear = field(default_factory=Linear)

@@ -68,7 +68,14 @@ def epochs_of(attacker: Attacker) -> int | None:
 
 _QUICK_LINEAR = Linear(max_cells=40_000, max_terms=1300)
 _QUICK_DECODER = Decoder(
-    epochs=3, width=64, blocks=1, narrowest=24, batch=8, patience=0, linear=_QUICK_LINEAR
+    epochs=3,
+    width=64,
+    blocks=1,
+    narrowest=24,
+    batch=8,
+    patience=0,
+    crops=0,
+    linear=_QUICK_LINEAR,
 )
 # White-box descent runs the head forwards and backwards for every step of every image.
 _FEW_STEPS: dict[str, Any] = {
@@ -86,7 +93,7 @@ _HYBRID: dict[str, Any] = {
     "decoder": _QUICK_DECODER,
 }
 _DECODER = Decoder()
-_FULL_DECODER = Decoder(epochs=30, width=256, patience=15)
+_FULL_DECODER = Decoder(epochs=14, width=256, patience=7, crops=4)
 
 BUDGETS = {
     "quick": Budget(

@@ -36,8 +36,8 @@ def test_each_status_has_its_minimum_and_names_the_number():
 def test_fewer_epochs_are_less_too():
     assert granted("quick", 400, 96, decoder=2).status == "undecided"
     assert "2 of 3 epochs of decoder" in granted("quick", 400, 96, decoder=2).shortfall
-    assert granted("standard", 1400, decoder=7).status == "screened"
-    assert granted("full", 5000, decoder=8).status == "safe", "it had all of standard"
+    assert granted("standard", 1400, decoder=4).status == "screened"
+    assert granted("full", 5000, decoder=5).status == "safe", "it had all of standard"
     panel = BUDGETS["full"].panel()
     panel["decoder"] = replace(panel["decoder"], epochs=8)
     assert evidence_of(BUDGETS["full"], panel, 5000, 224) == "standard"
