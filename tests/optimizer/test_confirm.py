@@ -74,9 +74,9 @@ def make_search(tiny_loaded, tmp_path, monkeypatch):
     latency = CutLatency(enclave=same, handoff=same, accelerator=same, total=same)
     bench = Bench(store=store, floors=floors_of(images, 32, (32,), 0), seed=3)
 
-    def make(threshold, storage=None, attack=True, **settings):
+    def make(threshold, storage=None, attack=True, beside=None, **settings):
         course = Course(threshold=threshold, attack=attack, limits=Limits(copies=False))
-        panel = {"learner": Learner(**settings)}
+        panel = {"learner": Learner(**settings), **(beside or {})}
         return Search(cuts, [latency] * 2, bench, panel, course, storage or STORAGE())
 
     return make
@@ -165,6 +165,23 @@ def test_a_training_that_fails_or_is_missing_leaves_the_cut_undecided(make_searc
     confirm(only_stored, None)
     assert only_stored.answer() is None
     assert "is missing" in only_stored.verdicts()[1].reason
+
+
+def test_the_lead_of_another_attacker_is_part_of_the_curve(make_search):
+    alone = make_search(0.99, base=0.1)
+    beside = make_search(0.99, base=0.1, beside={"linear": Linear(max_cells=2000)})
+    for search in (alone, beside):
+        search.run()
+    assert beside.answer() == alone.answer()
+    index = beside.answer()
+    strongest = beside.outcome.attacks[index, "linear"].score
+    assert strongest > beside.outcome.attacks[index, "learner"].score + 0.05
+    for search in (alone, beside):
+        confirm(search, None)
+    curve = beside.outcome.curves[index]
+    assert curve.attacker == "learner", "who does not train does not learn more"
+    assert curve.points[-1].value == pytest.approx(strongest, abs=1e-4)
+    assert curve.high > alone.outcome.curves[index].high + 0.05
 
 
 def test_a_stored_curve_counts_by_its_bound(make_search):
