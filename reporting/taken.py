@@ -32,6 +32,6 @@ def void(config: SplitConfig) -> str:
     else:
         whose = "times of this machine"
     return (
-        f"{whose} say nothing of a deployment: take them there with `partopt profile`, and give "
-        "them to find with --profile"
+        f"{whose} say nothing of a deployment: run `partopt profile` on its machine, and find with "
+        "--profile"
     )

@@ -14,6 +14,8 @@ from partopt.errors import UsageError
 from partopt.images.load import Split
 from partopt.models.load import load_model
 from partopt.optimizer import budgets, protocols
+from partopt.profilers.base import Conditions
+from partopt.profilers.target import TargetProfile
 from partopt.reporting import reproduced
 from partopt.studies import reproduce as module
 from partopt.studies.published import HEADLINES, PHOTOS, ratio, share
@@ -103,6 +105,38 @@ def test_the_whole_study(study, tmp_path):
     assert "calls safe what our panel inverts" in reproduced.markdown([fooled], (1,), {}, "")
 
 
+def test_runtimes_come_from_a_profile(tmp_path, monkeypatch):
+    """Of a machine that is not here; attacks go on here, on smaller inputs."""
+    whole = load_model("resnet18", weights="none")
+    graph = whole.trace()
+    every = graph.cuts("all")
+    how = Conditions(repetitions=1, warmup=0)
+    measured = module.profile(graph, every, how)
+    made = TargetProfile.of(graph, every, measured, how, spec="resnet18", weights="none")
+    raw = json.loads(made.to_json())
+    raw["conditions"] |= {"enclave": "gramine-sgx", "accelerator": "cuda"}
+    raw["taken"]["machine"]["name"] = "far away"
+    (tmp_path / "far.json").write_text(json.dumps(raw))
+    monkeypatch.setattr(module, "profile", lambda *_, **__: pytest.fail("was timed"))
+    study = reproduce(
+        "resnet18", weights="none", budget="quick", cut="3", profile=tmp_path / "far.json"
+    )
+    node = graph.cuts("paper")[2].node
+    stored = raw["cuts"][[cut.node for cut in every].index(node)]
+    (point,) = study.points
+    for part in ("enclave", "handoff", "accelerator"):
+        assert getattr(point, f"{part}_ms") == stored[part]["ms"]
+    assert study.full_ms == raw["full_enclave"]["ms"]
+    assert study.basis.startswith("measured on gramine-sgx + ")
+    assert not any("no GPU" in n or "without an enclave" in n for n in study.notes)
+    assert "times were taken on far away (" in reproduced.markdown([study], (1,), {}, "")
+    assert reproduced.as_dict(study, "")["taken"]["machine"]["name"] == "far away"
+    raw["conditions"]["batch"] = 2
+    (tmp_path / "far.json").write_text(json.dumps(raw))
+    with pytest.raises(UsageError, match="`profile` got times of 2 images a run"):
+        reproduce("resnet18", weights="none", budget="quick", profile=tmp_path / "far.json")
+
+
 def test_a_point_goes_by_number_or_name():
     graph = load_model("resnet18", weights="none", input_size=32).trace()
     points = graph.cuts("paper")
@@ -127,6 +161,7 @@ def test_what_cannot_be_reproduced():
         (["--table", "4"], "`table` got 4; use some of 1, 2, 3"),
         (["--figure", "2"], "`figure` got 2"),
         (["--weights", "a.pth"], "`weights` got 'a.pth' for 3 models"),
+        (["--profile", "a.json"], "`profile` got 'a.json' for 3 models"),
         (["--model", "resnet18", "--budget", "huge"], "`budget` got 'huge'"),
     ],
 )
