@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
@@ -75,3 +76,16 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     assert code == 1
     assert "'cut.json' is no whole JSON file" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.gramine
+@pytest.mark.skipif(shutil.which("gramine-direct") is None, reason="gramine-direct is not on PATH")
+def test_a_profile_made_inside_gramine():
+    found = profile_model("timednet:make", input_size=32, **{**HOW, "enclave": "gramine-direct"})
+    graph = load_model("timednet:make", input_size=32, weights="none").trace()
+    read = TargetProfile.parse(found.target.to_json().encode())
+    times = read.times(graph, graph.cuts("all"))
+    assert {cut.enclave.backend for cut in times.cuts} == {"gramine-direct"}
+    assert times.worker.peak_bytes > 1 << 20
+    assert times.taken.machine.gramine
+    assert any("inside gramine-direct" in w for w in times.warnings)
