@@ -115,7 +115,7 @@ def test_times_of_sgx_are_not_scaled(graph):
     cuts = graph.cuts()
     measured = profile(graph, cuts, Conditions(repetitions=1, warmup=0))
     inside = replace(measured.full_enclave, backend="gramine-sgx")
-    with pytest.raises(UsageError, match="`sgx-model` got 'slowdown=1.5.*inside SGX"):
+    with pytest.raises(UsageError, match=r"`sgx-model` got 'slowdown=1\.5.*inside SGX"):
         modelled(replace(measured, full_enclave=inside), graph, cuts, SgxModel())
     gramine = replace(measured.full_enclave, backend="gramine-direct")
     p = modelled(replace(measured, full_enclave=gramine), graph, cuts, SgxModel())
