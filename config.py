@@ -114,6 +114,44 @@ class Worker(_Strict):
     peak_bytes: int
 
 
+class Machine(_Strict):
+    """A machine that times were taken on, as it describes itself.
+
+    ``name`` is its host name, or what `partopt profile --machine` called it; ``sgx``: whether it
+    has an SGX device. ``memory_bytes`` is None where the system does not say.
+    """
+
+    name: str = Field(min_length=1, max_length=255)
+    system: str = Field(max_length=255)
+    cpu: str = Field(max_length=255)
+    cores: int = Field(ge=1, le=1 << 20)
+    memory_bytes: int | None = Field(default=None, ge=1, le=1 << 60)
+    gpu: str | None = Field(default=None, max_length=255)
+    sgx: bool
+    gramine: str = Field(default="", max_length=255)
+    torch: str = Field(max_length=64)
+    partopt: str = Field(max_length=64)
+
+
+class Taken(_Strict):
+    """On which machine times were taken, and when (UTC).
+
+    ``profile`` is the SHA-256 of the profile file that they came from; None where the run that
+    wrote this took them itself.
+    """
+
+    machine: Machine
+    at: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+    profile: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
+def label(taken: Taken | None) -> str:
+    """Machine and time in a few words."""
+    if taken is None:
+        return "a machine that an older partopt did not name"
+    return printable(f"{taken.machine.name}, {taken.at}")
+
+
 class ChosenLatency(Latency):
     """Latency of the chosen cut beside the whole model in the enclave."""
 
@@ -359,7 +397,8 @@ class SplitConfig(_Strict):
     model in the enclave, and ``not compared`` where the times cannot say; ``cut`` is the fastest
     safe cut all the same. Results of older versions have none.
 
-    ``mrenclave`` is the measurement of the head's enclave, once a bundle was signed.
+    ``mrenclave`` is the measurement of the head's enclave, once a bundle was signed. ``taken`` says
+    on which machine and when the times were taken; results of older versions do not say.
     """
 
     schema_: int = Field(default=SCHEMA, alias="schema")
@@ -378,6 +417,7 @@ class SplitConfig(_Strict):
     sweep: Sweep | None = None
     command: str = ""
     mrenclave: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    taken: Taken | None = None
 
     @model_validator(mode="after")
     def _screened_is_not_safe(self) -> SplitConfig:

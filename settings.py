@@ -27,7 +27,8 @@ from .errors import ConfigError, nearest
 from .images import ton_iot
 
 MAX_BYTES = 1 << 20
-PATHS = ("data", "weights", "split")
+PATHS = ("data", "weights", "split", "profile")
+TESTED = ("weights", "split")  # what a change under test brings itself
 
 
 class Defaults(BaseModel):
@@ -65,6 +66,7 @@ class Entry(Defaults):
 
     model: str
     split: str | None = None
+    profile: str | None = None
     weights: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -139,7 +141,7 @@ def read(path: Path, under_test: Path | None = None) -> Settings:
         for name in PATHS:
             value = getattr(place, name, None)
             if value is not None and value not in ("DEFAULT", "none"):
-                folder = path.parent if under_test is None or name == "data" else under_test
+                folder = path.parent if under_test is None or name not in TESTED else under_test
                 setattr(place, name, _beside(folder, value))
     return settings
 

@@ -21,6 +21,7 @@ from .options import (
     Data,
     InputSize,
     MaxCuts,
+    ProfileFile,
     Protocol,
     Resolution,
     Scale,
@@ -82,6 +83,7 @@ def check(
     latency_tolerance: Annotated[
         float | None, typer.Option(help="Growth of the ratio to the full-enclave time [0.15]")
     ] = None,
+    profile: ProfileFile = None,
     settings: Annotated[
         Path | None,
         typer.Option(
@@ -141,6 +143,7 @@ def check(
         "new_data": new_data,
         "latency": False if no_latency else None,
         "latency_tolerance": latency_tolerance,
+        "profile": profile,
         "storage": storage,
         "workers": workers,
         "trust_model": trust_model,

@@ -23,6 +23,7 @@ from .console import (
 from .options import (
     Accelerator,
     AdversaryImages,
+    Batch,
     Budget,
     ConcreteArgs,
     Data,
@@ -32,7 +33,9 @@ from .options import (
     MaxCuts,
     Model,
     OldStrict,
+    ProfileFile,
     Protocol,
+    Repetitions,
     RequireWeights,
     Resolution,
     Scale,
@@ -40,6 +43,7 @@ from .options import (
     Settings,
     SgxModelText,
     Storage,
+    Threads,
     Three,
     TrustModel,
     Weights,
@@ -83,11 +87,10 @@ def find(
     enclave: Enclave = None,
     accelerator: Accelerator = None,
     sgx_model: SgxModelText = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Compute threads on both sides of the profile [1]")
-    ] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a run in the profile [1]")] = None,
-    repetitions: Annotated[int, typer.Option(help="Timed runs; medians are reported")] = 20,
+    threads: Threads = None,
+    batch: Batch = None,
+    repetitions: Repetitions = None,
+    profile: ProfileFile = None,
     tune: Annotated[
         int | None,
         typer.Option(help="Settings tried for each attacker at the cut and the one before [0]"),
@@ -146,6 +149,7 @@ def find(
         "threads": threads,
         "batch": batch,
         "repetitions": repetitions,
+        "profile": profile,
         "tune": tune,
         "storage": storage,
         "workers": workers,
@@ -276,13 +280,16 @@ def report(
 def compare(
     a: Annotated[Path, typer.Argument(help="Split config")],
     b: Annotated[Path, typer.Argument(help="Split config")],
+    profile: ProfileFile = None,
     debug: Debug = False,
 ) -> None:
-    """Put two results side by side."""
+    """Put two results side by side, by their own times or by those of one profile."""
     from ..config import SplitConfig
+    from ..profilers.target import TargetProfile
     from ..reporting.compare import compare as side_by_side
 
-    show(side_by_side(SplitConfig.read(a), SplitConfig.read(b)))
+    target = None if profile is None else TargetProfile.read(profile)
+    show(side_by_side(SplitConfig.read(a), SplitConfig.read(b), target))
 
 
 @app.command()

@@ -62,6 +62,18 @@ SgxModelText = Annotated[
 Storage = Annotated[
     str | None, typer.Option(help="A .journal file or a database URL; default: the cache folder")
 ]
+Threads = Annotated[
+    int | None, typer.Option(help="Compute threads on both sides of the profile [1]")
+]
+Batch = Annotated[int | None, typer.Option(help="Images a run in the profile [1]")]
+Depth = Annotated[int | None, typer.Option(help="Module depth of a stage")]
+Repetitions = Annotated[int | None, typer.Option(help="Timed runs; medians are reported [20]")]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile", help="Take times from this file of partopt profile; none are taken here"
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random [0]")]
 RequireWeights = Annotated[
     bool, typer.Option("--require-weights", help="Fail when default weights cannot be had")

@@ -21,6 +21,7 @@ from .options import (
     Model,
     OldStrict,
     OneCut,
+    ProfileFile,
     RequireWeights,
     Resolution,
     Seed,
@@ -192,6 +193,7 @@ def reproduce(
     enclave: Enclave = None,
     accelerator: Accelerator = None,
     sgx_model: SgxModelText = None,
+    profile: ProfileFile = None,
     storage: Storage = None,
     seed: Seed = None,
     require_weights: RequireWeights = False,
@@ -219,6 +221,10 @@ def reproduce(
         raise UsageError(
             f"`weights` got {weights!r} for {len(names)} models; name one with --model"
         )
+    if profile is not None and len(names) > 1:
+        raise UsageError(
+            f"`profile` got {str(profile)!r} for {len(names)} models; name one with --model"
+        )
     folder(out_folder, "out")
     given: ReproduceOptions = {
         "weights": weights,
@@ -228,6 +234,7 @@ def reproduce(
         "enclave": enclave,
         "accelerator": accelerator,
         "sgx_model": sgx_model,
+        "profile": profile,
         "storage": storage,
         "seed": seed,
     }

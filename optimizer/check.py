@@ -130,6 +130,8 @@ def check_all(
         raise UsageError("`splits` got nothing; name split configs or list them in partopt.toml")
     if len(paths) > 1 and (told.get("model") or told.get("weights")):
         raise UsageError("`model` and `weights` fit one split config; list several in partopt.toml")
+    if len(paths) > 1 and told.get("profile"):
+        raise UsageError("`profile` fits one split config; list several in partopt.toml")
     results = []
     for path in paths:
         entry = entries.get(str(path.resolve()))
@@ -137,7 +139,7 @@ def check_all(
         try:
             if entry is None:
                 entry = _nearest_entry(settings, SplitConfig.read(path).model.spec)
-            for name in ("latency", "latency_tolerance"):
+            for name in ("latency", "latency_tolerance", "profile"):
                 value = getattr(entry, name)
                 if value is not None:
                     given.setdefault(name, value)
@@ -203,6 +205,8 @@ def _checked(result: CheckResult, deployed: Deployed, request: CheckRequest) -> 
     cut = _graph_holds(result, deployed.cut, graph)
     if cut is None:
         return None
+    if request.profile is not None:
+        request.profile.hold(graph, loaded.spec)
     same = _weights_same(result, config, loaded, graph)
     terms = policy.terms(config, pick_accelerator("auto"))
     return Checked(
@@ -215,6 +219,7 @@ def _checked(result: CheckResult, deployed: Deployed, request: CheckRequest) -> 
         cut=cut,
         cuts=terms.cuts(graph, cut),
         same=same,
+        profile=request.profile,
     )
 
 
@@ -277,7 +282,9 @@ def _latency_and_choice(
 ) -> None:
     rows = checked.config.cuts if result.found is None else result.found.config.cuts
     now = None
-    if tolerance is None:
+    if checked.profile is not None:
+        now = drift.profiled(result, checked, checked.profile, tolerance)
+    elif tolerance is None:
         result.add("latency", "skipped", "switched off")
     else:
         now = drift.latency_holds(result, checked, tolerance)

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from ..arguments import numbers as arguments
 from ..arguments.choices import BudgetName, known_names
 from ..errors import UsageError
+from ..profilers.target import TargetProfile
 from .policy import Policy
 
 
@@ -34,6 +35,7 @@ class CheckOptions(TypedDict, total=False):
     workers: int | None
     latency: bool | None
     latency_tolerance: float | None
+    profile: TargetProfile | str | Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ class CheckRequest:
         sources: Where evidence may come from.
         latency: False leaves latency out, for shared runners.
         latency_tolerance: How much the ratio to the full-enclave time of the same run may grow.
+        profile: Where times come from, a file of `partopt profile`; None takes them here.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -81,6 +84,7 @@ class CheckRequest:
     sources: EvidenceSources = field(default_factory=EvidenceSources)
     latency: bool = True
     latency_tolerance: float = 0.15
+    profile: TargetProfile | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.latency_tolerance < math.inf:
@@ -99,6 +103,9 @@ class CheckRequest:
         if "data" in given:
             given["data"] = str(given["data"])
 
+        if "profile" in given and not isinstance(given["profile"], TargetProfile):
+            given["profile"] = TargetProfile.read(given["profile"])
+
         def taken(*names: str) -> dict[str, Any]:
             return {n: given[n] for n in names if n in given}
 
@@ -108,5 +115,5 @@ class CheckRequest:
             sources=EvidenceSources(
                 **taken("attack", "reattack", "new_data", "storage", "workers")
             ),
-            **taken("model", "trust_model", "latency", "latency_tolerance"),
+            **taken("model", "trust_model", "latency", "latency_tolerance", "profile"),
         )

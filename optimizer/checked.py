@@ -11,6 +11,7 @@ from ..config import ChosenLatency, CutInfo, SplitConfig, Status
 from ..errors import ConfigError
 from ..graph.build import Cut, LayerGraph
 from ..models.load import LoadedModel
+from ..profilers.target import TargetProfile
 from .find import SplitResult
 from .policy import Policy, Terms
 
@@ -50,6 +51,7 @@ class Checked:
         cut: The cut under test, of `graph`.
         cuts: All cuts that must be judged, `cut` among them.
         same: Whether graph and weights are those that the config names.
+        profile: Where times come from, of this very graph; None takes them here.
     """
 
     config: SplitConfig
@@ -61,6 +63,7 @@ class Checked:
     cut: Cut
     cuts: list[Cut]
     same: bool
+    profile: TargetProfile | None = None
 
     def position(self, cuts: Sequence[Cut]) -> int:
         """Where in `cuts` the cut under test stands."""

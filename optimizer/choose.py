@@ -136,8 +136,9 @@ class Candidates:
         if self.whole is None:
             return Advice(
                 "not compared",
-                "enclave and accelerator were both timed on this host's CPU, without an enclave: "
-                "these times say nothing of a deployment, and whether a split pays is open",
+                "enclave and accelerator were both timed on one CPU, without an enclave: these "
+                "times say nothing of a deployment, and whether a split pays is open; partopt "
+                "profile, on the machine of deployment, takes times that do",
             )
         if self.pays(chosen):
             return Advice(

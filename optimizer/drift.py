@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from ..config import CutRow
+from ..config import CutRow, label
 from ..errors import BackendError
 from ..graph.build import Cut
 from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import Conditions, CutLatency, Duration, Profile
 from ..profilers.profile import profile
+from ..profilers.target import TargetProfile
 from .checked import Checked, CheckResult, What
 from .choose import TIE, Candidates, fastest
 from .rule import PASSED
@@ -29,7 +30,39 @@ def stored_times(checked: Checked) -> Profile | None:
         threads=latency.threads,
         batch=latency.batch,
         repetitions=latency.repetitions,
+        taken=checked.config.taken,
     )
+
+
+def profiled(
+    result: CheckResult, checked: Checked, target: TargetProfile, tolerance: float | None
+) -> Profile:
+    """The times of a profile, whose ratio is compared as a measured one is.
+
+    Args:
+        result: Is told the outcome.
+        checked: Holds the ratio to compare with, and the cuts.
+        target: Of the graph that is checked.
+        tolerance: How much the ratio may grow, as a share; None compares nothing.
+    """
+    now = target.times(checked.graph, checked.cuts)
+    stored, how = checked.latency, target.conditions
+    inside, outside = stored.full_enclave.backend, stored.full_accelerator.backend
+    before = (inside, outside, stored.threads, stored.batch)
+    after = (how.enclave, how.accelerator, how.threads, how.batch)
+    if tolerance is None:
+        result.add("latency", "skipped", "switched off")
+    elif stored.enclave.basis == "modelled":
+        result.add("latency", "skipped", "stored times are modelled, the profile's measured")
+    elif before != after:
+        one, two = (
+            f"{head} and {tail}, {threads} thread(s), batch {batch}"
+            for head, tail, threads, batch in (before, after)
+        )
+        result.add("latency", "skipped", f"stored times are of {one}, the profile's of {two}")
+    else:
+        _compare(result, checked, now, tolerance, f"by the profile of {label(now.taken)}")
+    return now
 
 
 def latency_holds(result: CheckResult, checked: Checked, tolerance: float) -> Profile | None:
@@ -40,9 +73,13 @@ def latency_holds(result: CheckResult, checked: Checked, tolerance: float) -> Pr
         checked: Holds the ratio to compare with, and the cuts to time.
         tolerance: How much the ratio may grow, as a share.
     """
-    stored = checked.latency
+    stored, taken = checked.latency, checked.config.taken
     if stored.enclave.basis == "modelled":
         result.add("latency", "skipped", "stored times are modelled")
+        return None
+    if taken is not None and taken.profile is not None:
+        said = f"stored times are of a profile of {label(taken)}; give one of it with --profile"
+        result.add("latency", "skipped", said)
         return None
     try:
         enclave = pick_enclave(stored.full_enclave.backend)
@@ -54,13 +91,23 @@ def latency_holds(result: CheckResult, checked: Checked, tolerance: float) -> Pr
         enclave=enclave, accelerator=accelerator, threads=stored.threads, batch=stored.batch
     )
     now = profile(checked.graph, checked.cuts, conditions)
-    mine = checked.position(checked.cuts)
+    _compare(result, checked, now, tolerance, f"of the same run, on {label(now.taken)}")
+    return now
+
+
+def _compare(
+    result: CheckResult, checked: Checked, now: Profile, tolerance: float, whence: str
+) -> None:
+    """Hold the ratio to the full-enclave time against the stored one."""
+    stored = checked.latency
     before = stored.total.ms / stored.full_enclave.ms
-    after = now.cuts[mine].total.ms / now.full_enclave.ms
-    text = f"{after:.2f} of the full-enclave time of the same run, stored {before:.2f}"
+    after = now.cuts[checked.position(checked.cuts)].total.ms / now.full_enclave.ms
+    text = (
+        f"{after:.2f} of the full-enclave time {whence}; stored {before:.2f}, on "
+        f"{label(checked.config.taken)}"
+    )
     what: What = "slower" if after > before * (1 + tolerance) else "holds"
     result.add("latency", what, text)
-    return now
 
 
 def candidates(

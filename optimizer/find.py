@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Unpack
 
 from .. import config as c
@@ -12,6 +12,7 @@ from ..models.load import LoadedModel
 from ..profilers.base import Conditions, Profile, Verification
 from ..profilers.profile import modelled, profile, verify
 from ..profilers.sgx_model import SgxModel
+from ..profilers.target import TargetProfile
 from .choose import compares
 from .minima import grant_of
 from .prepare import Prepared, prepare
@@ -74,12 +75,12 @@ def find(
 def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResult:
     """As `find`, of a request."""
     watcher = watcher or Silent()
-    clock = _Clock(request.timing.conditions(request.seed), request.timing.sgx_model, watcher)
+    clock = _Clock.of(request, watcher)
     opened, storage_name = open_storage(request.storage)
     ready = prepare(request, watcher)
     effort, protocol, graph = request.effort, ready.protocol, ready.graph
 
-    watcher.stage("profiling all cuts")
+    watcher.stage("profiling all cuts" if request.profile is None else "reading the profile")
     measured = request.times or clock.measured(graph, ready.cuts)
     timing = clock.modelled(measured, graph, ready.cuts)
     settling = _settling(ready)
@@ -115,7 +116,7 @@ def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResul
     settled = settle(ready.cuts, timing, make, time_of, settling, watcher)
     cut = None if settled.chosen is None else settled.cuts[settled.chosen]
     verified = None
-    if cut is not None and request.times is None:
+    if cut is not None and request.times is None and request.profile is None:
         watcher.stage(f"running the split at {cut.name} for real")
         verified = clock.verified(graph, cut, ready.cuts, measured)
     config = build_config(ready, settled, verified, storage_name)
@@ -145,14 +146,23 @@ def confirms(ready: Prepared) -> bool:
 
 @dataclass(frozen=True)
 class _Clock:
-    """Times cuts under one set of conditions."""
+    """Times cuts under one set of conditions, or knows their times from a profile."""
 
     conditions: Conditions
     sgx_model: SgxModel | None
     watcher: Watcher
+    target: TargetProfile | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, request: FindRequest, watcher: Watcher) -> _Clock:
+        """As a run asks for it; with a profile, this machine need not have its backends."""
+        here = Conditions() if request.profile else request.timing.conditions(request.seed)
+        return cls(here, request.timing.sgx_model, watcher, request.profile)
 
     def measured(self, graph: LayerGraph, cuts: list[Cut]) -> Profile:
         """Times of cuts as they were measured."""
+        if self.target is not None:
+            return self.target.times(graph, cuts)
         return profile(
             graph, cuts, self.conditions, progress=lambda s: self.watcher.progress("profile", s)
         )

@@ -240,7 +240,8 @@ def _find(checked: Checked, sources: EvidenceSources, watcher: Watcher | None) -
             storage=sources.storage,
             seed=terms.seed,
             first=(checked.cut.name, strongest),
-            times=drift.stored_times(checked),
+            times=None if checked.profile is not None else drift.stored_times(checked),
+            profile=checked.profile,
         ),
         watcher,
     )

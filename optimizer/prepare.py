@@ -123,6 +123,8 @@ def prepare(request: FindRequest, watcher: Watcher) -> Prepared:
         raise UsageError(
             f"`cuts` got {protocol.cuts!r}, which gives no cut of {model.spec}; use 'all'"
         )
+    if request.profile is not None:  # before anything is spent on images
+        request.profile.hold(graph, model.spec)
     images = _images(request, model, budget, watcher)
     side = resolution_of(effort.resolution, budget, model)
     sides = sides_at(side, fixed=effort.resolution is not None or protocol.name == "paper")

@@ -34,6 +34,7 @@ from ..models.request import MODEL_NAMES, ModelOptions, ModelRequest
 from ..profilers.backends import pick_accelerator, pick_enclave
 from ..profilers.base import Conditions, Profile
 from ..profilers.sgx_model import SgxModel
+from ..profilers.target import TargetProfile
 from .budgets import Budget
 from .limits import Limits
 
@@ -67,6 +68,7 @@ class FindOptions(AttackOptions, total=False):
     threads: int | None
     batch: int | None
     repetitions: int | None
+    profile: TargetProfile | str | Path | None
     storage: str | None
     feature_cache_gib: float | None
     worst_share: float | None
@@ -220,6 +222,8 @@ class FindRequest:
         seed: For everything random.
         first: A cut and an attacker to begin with; a leak proven there ends the search.
         times: Latencies of these very cuts, known already; None profiles them.
+        profile: Where all times come from, a file of `partopt profile`; `timing` then says only
+            where attacks train. None takes times here.
         command: The command line, for the result.
     """
 
@@ -237,6 +241,7 @@ class FindRequest:
     seed: int = 0
     first: tuple[str, str] | None = None
     times: Profile | None = None
+    profile: TargetProfile | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -265,6 +270,8 @@ class FindRequest:
         given["attackers"] = arguments.names("attackers", given.get("attackers") or None)
         if isinstance(given.get("sgx_model"), str):
             given["sgx_model"] = SgxModel.parse(given["sgx_model"])
+        if given.get("profile") is not None:
+            given["profile"] = opened(given["profile"], given)
         needless = sorted(n for n in given if n in MODEL_NAMES - {"seed"})
         if isinstance(model, LoadedModel) and needless:
             raise UsageError(
@@ -285,6 +292,34 @@ class FindRequest:
             adversary=_filled(Adversary, given),
             **{n: v for n, v in given.items() if n in own},
         )
+
+
+def opened(profile: TargetProfile | str | Path, given: Mapping[str, Any]) -> TargetProfile:
+    """The profile, read if need be; options beside it must not say another thing than it does.
+
+    Args:
+        profile: A profile or its file.
+        given: Arguments by name, those that were given.
+
+    Raises:
+        ConfigError: The file cannot be used.
+        UsageError: An option that differs, or an SGX model for times of SGX.
+    """
+    found = profile if isinstance(profile, TargetProfile) else TargetProfile.read(profile)
+    how = found.conditions
+    for name in ("enclave", "threads", "batch", "repetitions"):
+        said, has = given.get(name), getattr(how, name)
+        if said not in (None, "auto", has):
+            raise UsageError(
+                f"`{name}` got {said!r}, but {found.name} holds times under {has!r}; leave it out, "
+                "or make the profile so"
+            )
+    if given.get("sgx_model") is not None and how.enclave == "gramine-sgx":
+        raise UsageError(
+            f"`sgx-model` got a model, but the enclave times of {found.name} were measured inside "
+            "SGX; leave it out"
+        )
+    return found
 
 
 def _filled(record: type[T], given: Mapping[str, Any]) -> T:

@@ -27,15 +27,17 @@ from .settle import Settled
 ATTACK = "attack"  # among the versions: which attack code the evidence is of
 
 
-def _time(duration: Duration) -> c.Time:
+def time_of(duration: Duration) -> c.Time:
+    """A duration as results hold it."""
     return c.Time(
         ms=duration.ms, noise_ms=duration.noise_ms, basis=duration.basis, backend=duration.backend
     )
 
 
-def _latency(latency: CutLatency) -> dict[str, c.Time]:
+def latency_of(latency: CutLatency) -> dict[str, c.Time]:
+    """The parts of a latency and their sum, as results hold them."""
     return {
-        part: _time(getattr(latency, part))
+        part: time_of(getattr(latency, part))
         for part in ("enclave", "handoff", "accelerator", "total")
     }
 
@@ -71,7 +73,7 @@ def _row(
         reason=_reason(verdict, attacks),
         attacks=attacks,
         unplaced=verdict.unplaced,
-        latency_ms=c.Latency(**_latency(latency)),
+        latency_ms=c.Latency(**latency_of(latency)),
         swept=swept,
     )
 
@@ -100,7 +102,7 @@ def build_config(
         model=_model_info(ready.model, ready.graph),
         cut=None if chosen is None else _chosen_cut(settled.cuts[chosen]),
         latency_ms=None if chosen is None else _chosen_latency(settled.timing, chosen, verified),
-        full_enclave_ms=_time(settled.timing.full_enclave),
+        full_enclave_ms=time_of(settled.timing.full_enclave),
         privacy=_privacy(ready, settled, rows, swept),
         cuts=rows,
         search=c.Search(
@@ -124,6 +126,7 @@ def build_config(
         recommended_because="" if advice is None else advice.reason,
         sweep=swept,
         command=ready.request.command,
+        taken=settled.timing.taken,
     )
 
 
@@ -197,9 +200,9 @@ def _chosen_cut(cut: Cut) -> c.CutInfo:
 
 def _chosen_latency(timing: Profile, chosen: int, verified: Verification | None) -> c.ChosenLatency:
     return c.ChosenLatency(
-        **_latency(timing.cuts[chosen]),
-        full_enclave=_time(timing.full_enclave),
-        full_accelerator=_time(timing.full_accelerator),
+        **latency_of(timing.cuts[chosen]),
+        full_enclave=time_of(timing.full_enclave),
+        full_accelerator=time_of(timing.full_accelerator),
         threads=timing.threads,
         batch=timing.batch,
         repetitions=timing.repetitions,
@@ -247,8 +250,8 @@ def _advice(settled: Settled) -> list[str]:
 
 
 CHANGE = (
-    "an accelerator (--accelerator cuda), times of the machine of deployment (--enclave "
-    "gramine-sgx there, or --sgx-model) or a defence that lets an earlier cut pass would "
+    "an accelerator (--accelerator cuda), times of the machine of deployment (partopt profile "
+    "there, find --profile here, or --sgx-model) or a defence that lets an earlier cut pass would "
     "change that"
 )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..arguments.numbers import whole
+from ..config import Taken
 
 Basis = Literal["measured", "modelled"]
 
@@ -121,7 +122,9 @@ class WorkerCost:
 class Profile:
     """Latency of every cut, in the order of the cuts, and of the whole model in the enclave.
 
-    ``worker`` is None where the enclave side ran in this process.
+    ``worker`` is None where the enclave side ran in this process. ``as_traced`` is why the model
+    was timed as it was traced; empty where it was timed as the runner would run it. ``taken`` says
+    on which machine and when; None where nobody knows.
     """
 
     cuts: list[CutLatency]
@@ -132,3 +135,5 @@ class Profile:
     repetitions: int
     warnings: list[str] = field(default_factory=list)
     worker: WorkerCost | None = None
+    as_traced: str = ""
+    taken: Taken | None = None

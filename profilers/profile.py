@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..config import Taken
 from ..enclave_runner.probing import Probe
 from ..enclave_runner.program.recording import record
 from ..enclave_runner.program.timed import cool
@@ -21,6 +22,7 @@ from . import handoff as _handoff
 from .backends import ACCELERATORS, ENCLAVES
 from .base import Conditions, CutLatency, Duration, Profile, Verification, WorkerCost, total_of
 from .instrumented import Pass, Subject, WorkerPass
+from .machine import now, this_machine
 from .memory import keep_memory
 from .sgx_model import SgxModel
 from .statistics import median_and_noise
@@ -33,6 +35,7 @@ NO_SGX = (
     "enclave times were measured inside gramine-direct: Gramine's own costs, but neither SGX's "
     "encrypted memory nor its transitions"
 )
+NO_GPU = "no GPU: the tail was timed on the host's CPU"
 HANDOFFS = 4
 
 
@@ -82,7 +85,7 @@ def profile(
             f"`batch` got {batch}, but this model runs at batch {graph.fixed_batch} only"
         )
     example = _example(graph, how)
-    payloads = sorted({_payload(c, graph, batch) for c in cuts})
+    payloads = sorted({handed_over(c, graph, batch) for c in cuts})
     times: dict[int, list[float]] = {size: [] for size in payloads}
     with contextlib.ExitStack() as stack:
         stack.enter_context(one_setting(how.threads))
@@ -105,14 +108,14 @@ def profile(
                 times[size].append(channel.once(size) + _upload(size, accelerator))
             if progress is not None:
                 progress((i + 1) / repetitions)
-    by = _handoff.BACKEND + (" + copy to the GPU" if accelerator == "cuda" else "")
+    by = handed_over_by(accelerator)
     handoffs = {size: _duration(samples, by) for size, samples in times.items()}
     at_in, at_out = inside.result(), outside.result()
     latencies = []
     for i, cut in enumerate(cuts):
         head = _duration(at_in.at[:, i], enclave)
         tail = _duration(at_out.end - at_out.at[:, i], accelerator)
-        hand = handoffs[_payload(cut, graph, batch)]
+        hand = handoffs[handed_over(cut, graph, batch)]
         latencies.append(_latency(head, hand, tail))
     return Profile(
         cuts=latencies,
@@ -121,8 +124,10 @@ def profile(
         threads=how.threads,
         batch=batch,
         repetitions=how.repetitions,
-        warnings=_warnings(enclave, accelerator, subject),
+        warnings=cautions(enclave, accelerator, subject.reason),
         worker=_cost(inside),
+        as_traced=subject.reason,
+        taken=Taken(machine=this_machine(), at=now()),
     )
 
 
@@ -138,25 +143,42 @@ def _cost(inside: Pass) -> WorkerCost | None:
     return WorkerCost(start_s=probe.start_s, load_s=probe.load_s, peak_bytes=probe.peak_bytes)
 
 
-def _warnings(enclave: str, accelerator: str, subject: Subject) -> list[str]:
+def cautions(enclave: str, accelerator: str, as_traced: str) -> list[str]:
+    """What must be said of times by where they were taken.
+
+    Args:
+        enclave, accelerator: Names of backends.
+        as_traced: Why the model was not timed as a program; empty where it was.
+    """
     warnings = []
     if enclave == "native":
         warnings.append(NO_ENCLAVE)
     if enclave == "gramine-direct":
         warnings.append(NO_SGX)
-    if subject.program is None:
-        warnings.append(f"this model cannot be exported, and was timed as traced: {subject.reason}")
+    if as_traced:
+        warnings.append(f"this model cannot be exported, and was timed as traced: {as_traced}")
     if accelerator == "cpu":
-        warnings.append("no GPU: the tail was timed on the host's CPU")
+        warnings.append(NO_GPU)
     return warnings
 
 
 def modelled(measured: Profile, graph: LayerGraph, cuts: Sequence[Cut], model: SgxModel) -> Profile:
-    """The same profile with enclave times scaled by `model` and labelled so."""
+    """The same profile with enclave times scaled by `model` and labelled so.
+
+    Raises:
+        UsageError: The enclave times are SGX's own.
+    """
+    backend = measured.full_enclave.backend
+    if backend == "gramine-sgx":
+        raise UsageError(
+            f"`sgx-model` got {model.text()!r}, but the enclave times were measured inside SGX and "
+            "need no model; leave it out"
+        )
+    label = model.label(backend)
 
     def scale(native: Duration, parameters: int, activations: int) -> Duration:
         ms = model.enclave_ms(native.ms, parameters + activations * measured.batch)
-        return Duration(ms, native.noise_ms * model.slowdown, "modelled", model.label())
+        return Duration(ms, native.noise_ms * model.slowdown, "modelled", label)
 
     latencies = []
     for cut, latency in zip(cuts, measured.cuts, strict=True):
@@ -167,7 +189,7 @@ def modelled(measured: Profile, graph: LayerGraph, cuts: Sequence[Cut], model: S
         measured,
         cuts=latencies,
         full_enclave=scale(measured.full_enclave, graph.param_bytes, graph.peak_activation_bytes),
-        warnings=[*kept, f"enclave times are modelled, not measured: {model.label()}"],
+        warnings=[*kept, f"enclave times are modelled, not measured: {label}"],
     )
 
 
@@ -182,8 +204,14 @@ def _upload(size: int, accelerator: str) -> float:
     return time.perf_counter() - start
 
 
-def _payload(cut: Cut, graph: LayerGraph, batch: int) -> int:
+def handed_over(cut: Cut, graph: LayerGraph, batch: int) -> int:
+    """Bytes that cross at `cut` for a batch."""
     return cut.payload_bytes * batch // max(1, graph.inputs[0].shape[0])
+
+
+def handed_over_by(accelerator: str) -> str:
+    """How the hand-off was measured, with a tail on `accelerator`."""
+    return _handoff.BACKEND + (" + copy to the GPU" if accelerator == "cuda" else "")
 
 
 def _duration(seconds: Sequence[float] | np.ndarray, backend: str) -> Duration:
@@ -207,7 +235,7 @@ def verify(
     enclave, accelerator = how.enclave, how.accelerator
     example = _example(graph, how)
     device = "cuda" if accelerator == "cuda" else "cpu"
-    size = _payload(cut, graph, how.batch)
+    size = handed_over(cut, graph, how.batch)
     real: list[float] = []
     hands: list[float] = []
     with contextlib.ExitStack() as stack:

@@ -74,7 +74,10 @@ class SgxModel:
         transitions = self.transitions * self.transition_us / 1e3
         return native_ms * self.slowdown + transitions + over * self.paging_ms_per_mib
 
-    def label(self) -> str:
-        """How results name it."""
-        inner = ", ".join(f"{f.name}={getattr(self, f.name):g}" for f in fields(self))
-        return f"sgx-model({inner}) of native"
+    def text(self) -> str:
+        """All parameters, as `parse` reads them."""
+        return ",".join(f"{f.name}={getattr(self, f.name):g}" for f in fields(self))
+
+    def label(self, of: str = "native") -> str:
+        """How results name it; `of` is the backend whose times are scaled."""
+        return f"sgx-model({self.text().replace(',', ', ')}) of {of}"

@@ -104,6 +104,13 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
+def _whence(config: SplitConfig) -> str:
+    """Where and when times were taken; a long name is cut, the page has it in full."""
+    if config.taken is None:
+        return "machine not known"
+    return _plain(f"{config.taken.machine.name[:40]}, {config.taken.at}")
+
+
 def latency(config: SplitConfig) -> Any:
     """Stacked bars of enclave, hand-off and accelerator time by cut, and the full-enclave line."""
     rows = config.cuts
@@ -118,7 +125,7 @@ def latency(config: SplitConfig) -> Any:
     axes.axvline(config.full_enclave_ms.ms, color=RED, ls="--", label="all in the enclave")
     axes.set_yticks(y, _names(config))
     bases = sorted({r.latency_ms.total.basis for r in rows})
-    axes.set_xlabel(f"milliseconds a run ({', '.join(bases)})")
+    axes.set_xlabel(f"milliseconds a run ({', '.join(bases)}; {_whence(config)})")
     axes.margins(y=0.01)
     legend_of(axes, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4)
     return figure
@@ -205,7 +212,7 @@ def front(config: SplitConfig) -> Any:
                 fontsize=9,
             )
     axes.axhline(config.privacy.threshold, color=RED, ls="--", label="threshold")
-    axes.set_xlabel("total milliseconds a run")
+    axes.set_xlabel(f"total milliseconds a run ({_whence(config)})")
     axes.set_ylabel("score here or later")
     legend_of(axes, loc="upper right")
     return figure

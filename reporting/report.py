@@ -25,6 +25,7 @@ from .table import (
     uncertified,
     upper_ends,
 )
+from .taken import taken
 
 FORMATS = ("html", "md", "svg", "png", "csv")
 _MAX_PICTURE = 8 << 20
@@ -151,6 +152,7 @@ def settings(config: SplitConfig) -> list[tuple[str, str]]:
             ("accelerator time", first.accelerator),
         )
     ]
+    rows.append(("times", taken(config.taken)))
     lat = config.latency_ms
     if lat is not None:
         rows.append(
@@ -235,6 +237,8 @@ def markdown(config: SplitConfig) -> str:
             row.status,
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    origin = taken(config.taken)
+    lines += ["", f"{origin[0].upper()}{origin[1:]}."]
     lines += ["", *(f"- {w}" for w in [*failed_attacks(config), *config.warnings])]
     return "\n".join(lines).replace("<", "&lt;") + "\n"
 
@@ -266,8 +270,12 @@ def as_csv(config: SplitConfig) -> str:
             "basis",
             "payload_bytes",
             "head_flops",
+            "machine",
+            "taken_at",
         ]
     )
+    at = config.taken
+    origin = [_inert(at.machine.name), at.at] if at else ["", ""]
     for row in config.cuts:
         lat = row.latency_ms
         chosen = config.cut is not None and row.name == config.cut.name
@@ -290,6 +298,7 @@ def as_csv(config: SplitConfig) -> str:
                     lat.total.basis,
                     row.payload_bytes,
                     row.head_flops,
+                    *origin,
                 ]
             )
     return out.getvalue()

@@ -18,6 +18,7 @@ from ..studies.published import MODELS, TELEMETRY
 from ..studies.reproduce import Point, Study
 from .charts import BLUE, GREEN, INK, ORANGE, RED, legend_of, new_figure, to_png, to_svg
 from .table import human_bytes
+from .taken import taken
 
 TABLES = (1, 2, 3)
 FIGURES = (3, 4, 5, 6, 7, 8)
@@ -53,11 +54,12 @@ def write(
 
 def as_dict(study: Study, command: str) -> dict[str, Any]:
     """Everything in a study as plain values, both split configs included."""
-    plain = ("paper_config", "strict_config", "points", "published")
+    plain = ("paper_config", "strict_config", "points", "published", "taken")
     found = {f.name: getattr(study, f.name) for f in fields(study) if f.name not in plain}
     found["published"] = asdict(study.published) if study.published else None
     found["points"] = [asdict(p) for p in study.points]
     found["contradicted"] = [p.cut for p in study.contradicted]
+    found["taken"] = study.taken.model_dump() if study.taken else None
     found["command"] = command
     for name in ("paper_config", "strict_config"):
         found[name] = json.loads(getattr(study, name).to_json())
@@ -107,7 +109,7 @@ def _about(study: Study) -> str:
         f"- data: {study.data}; {study.images['train']} training, {study.images['test']} test "
         f"images at {study.resolution}x{study.resolution}; floor {study.floor:.3f}",
         f"- times: {study.basis}, one image at {study.input_size} pixels; attacks at "
-        f"{study.attacked_size}",
+        f"{study.attacked_size}; {taken(study.taken)}",
         f"- attack: `{study.cgan}`, threshold {study.threshold:g} on the raw mean",
         *(f"- ! {note}" for note in study.notes),
     ]

@@ -6,12 +6,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..config import CutRow, Recommendation, SplitConfig
+from ..config import CutInfo, CutRow, Recommendation, SplitConfig
 from ..graph.build import Cut, LayerGraph
 from ..optimizer.choose import compares
 from ..optimizer.sweep import bound
 from ..printable import printable
 from .people import by_side, compared, more_images, other_seeds, people
+from .taken import taken, void
 
 _STYLE = {
     "safe": "green",
@@ -155,12 +156,14 @@ def advised(config: SplitConfig) -> Recommendation:
 def outside(config: SplitConfig) -> str:
     """What a cut is worth where times say nothing of a deployment."""
     assert config.cut is not None
-    head, tail = config.cut.head_flops, config.cut.tail_flops
-    return (
-        f"leaves {tail / max(1, head + tail):.0%} of the work ({tail / 1e6:.4g} of "
-        f"{(head + tail) / 1e6:.4g} MFLOP) to the accelerator; times of this machine say nothing "
-        "of a deployment"
-    )
+    return f"leaves {left_outside(config.cut)} to the accelerator; {void(config)}"
+
+
+def left_outside(cut: CutInfo) -> str:
+    """The share of the work, in FLOPs, behind a cut."""
+    head, tail = cut.head_flops, cut.tail_flops
+    share = tail / max(1, head + tail)
+    return f"{share:.0%} of the work ({tail / 1e6:.4g} of {(head + tail) / 1e6:.4g} MFLOP)"
 
 
 def upper_ends(config: SplitConfig) -> str:
@@ -237,9 +240,11 @@ def _notes(config: SplitConfig) -> Text:
         f"{first.handoff.basis} over {first.handoff.backend}; accelerator "
         f"{first.accelerator.basis} on {first.accelerator.backend}.",
     ]
+    origin = taken(config.taken)
+    lines.append(f"{origin[0].upper()}{origin[1:]}.")
     lat = config.latency_ms
     if lat is not None:
-        lines[-1] += f" {lat.threads} thread(s), batch {lat.batch}."
+        lines[-2] += f" {lat.threads} thread(s), batch {lat.batch}."
         if lat.verified is not None:
             v = lat.verified
             lines.append(

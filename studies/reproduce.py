@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from ..arguments.choices import AcceleratorName, BudgetName, EnclaveName, ProtocolName, known_names
-from ..config import Attack, CutRow, SplitConfig
+from ..config import Attack, CutRow, SplitConfig, Taken
 from ..errors import UsageError
 from ..graph.build import Cut, LayerGraph
 from ..images import ton_iot
@@ -20,9 +20,11 @@ from ..optimizer.find import find_cut
 from ..optimizer.protocols import PUBLISHED_BUDGETS
 from ..optimizer.requests import CutChoice, Effort, FindRequest
 from ..optimizer.watcher import Silent, Watcher
+from ..profilers.backends import pick_accelerator
 from ..profilers.base import Profile
-from ..profilers.profile import modelled, profile
+from ..profilers.profile import NO_ENCLAVE, NO_GPU, NO_SGX, modelled, profile
 from ..profilers.sgx_model import SgxModel
+from ..profilers.target import TargetProfile
 from .published import HEADLINES, PHOTOS, TELEMETRY, Published, ratio, share
 
 REDUCED_SIZE = 96  # side of the model's input for attacks without a GPU, pixels
@@ -74,6 +76,7 @@ class Study:
         basis: ``measured`` or ``modelled``, and where.
         input_size, attacked_size: Sides of the model's input, for times and for attacks, pixels.
         notes: What was reduced or must be known.
+        taken: On which machine the times were taken, and when.
     """
 
     model: str
@@ -98,6 +101,7 @@ class Study:
     paper_config: SplitConfig = field(repr=False)
     strict_config: SplitConfig = field(repr=False)
     notes: list[str] = field(default_factory=list)
+    taken: Taken | None = None
 
     @property
     def shown_data(self) -> str:
@@ -123,6 +127,7 @@ class ReproduceOptions(TypedDict, total=False):
     accelerator: AcceleratorName | None
     sgx_model: SgxModel | str | None
     repetitions: int | None
+    profile: TargetProfile | str | Path | None
     storage: str | None
     seed: int | None
 
@@ -144,17 +149,22 @@ def reproduce(
         watcher: Is told of progress.
         options: As for `find`, see `ReproduceOptions`. ``budget="quick"`` is reduced: fewer images
             and epochs, smaller inputs for the attacks; ``standard`` and ``full`` attack at the
-            published size. ``repetitions`` is 5 unless given.
+            published size. ``repetitions`` is 5 unless given. With ``profile``, a file of `partopt
+            profile` for this model, the runtimes are the file's.
 
     Raises:
-        UsageError: No published points for this architecture, or no such point.
+        UsageError: No published points for this architecture, no such point, or a profile of
+            several images a run.
+        ConfigError: The profile is of another layer graph.
     """
     known = frozenset(ReproduceOptions.__annotations__)
-    given = {"repetitions": 5, **known_names("reproduce", options, known)}
+    given = known_names("reproduce", options, known)
+    if "profile" not in given:
+        given.setdefault("repetitions", 5)
     asked = FindRequest.of(model, given)
     watcher = watcher or Silent()
-    conditions = asked.timing.conditions(asked.seed)
-    effort = budget_of(asked.effort.budget, conditions.accelerator, PUBLISHED_BUDGETS)
+    device = pick_accelerator(asked.timing.accelerator)
+    effort = budget_of(asked.effort.budget, device, PUBLISHED_BUDGETS)
     reduced = effort.name == "quick"
     panel = replace(BUDGETS[effort.name], split=effort.split) if reduced else BUDGETS[effort.name]
     watcher.stage(f"timing {model} at its own size")
@@ -162,7 +172,7 @@ def reproduce(
     graph = whole.trace()
     every = graph.cuts("paper")
     wanted = _points_wanted(graph, every, cut)
-    timed = profile(graph, every, conditions, progress=lambda s: watcher.progress("profile", s))
+    timed = _timed(asked, graph, every, watcher)
     if asked.timing.sgx_model is not None:
         timed = modelled(timed, graph, every, asked.timing.sgx_model)
     size = min(REDUCED_SIZE, whole.preprocessing.input_size) if reduced else None
@@ -175,6 +185,9 @@ def reproduce(
         )
     )
 
+    # With a profile, this machine's own times are asked for by nobody and need no enclave.
+    elsewhere: dict[str, Any] = {} if asked.profile is None else {"enclave": "native"}
+
     def by(protocol: ProtocolName, level: Budget) -> SplitConfig:
         request = replace(
             asked,
@@ -182,12 +195,29 @@ def reproduce(
             protocol=protocol,
             which_cuts=CutChoice(cuts=[c.name for c in wanted]),
             effort=Effort(budget=level),
-            timing=replace(asked.timing, sgx_model=None, repetitions=2),
+            timing=replace(asked.timing, sgx_model=None, repetitions=2, **elsewhere),
+            profile=None if reduced else asked.profile,
         )
         return find_cut(request, watcher).config
 
     timings = _Timings(every, wanted, timed, whole.preprocessing.input_size)
     return _put_together(model, timings, by("paper", effort), by("strict", panel), reduced)
+
+
+def _timed(
+    asked: FindRequest, graph: LayerGraph, every: Sequence[Cut], watcher: Watcher
+) -> Profile:
+    """Times of all points: those of the profile asked for, or this machine's."""
+    target = asked.profile
+    if target is None:
+        conditions = asked.timing.conditions(asked.seed)
+        return profile(graph, every, conditions, progress=lambda s: watcher.progress("profile", s))
+    if target.conditions.batch != 1:
+        raise UsageError(
+            f"`profile` got times of {target.conditions.batch} images a run, and the published "
+            "runtimes are of one; make one with --batch 1"
+        )
+    return target.times(graph, every)
 
 
 @dataclass(frozen=True)
@@ -264,7 +294,10 @@ def _put_together(
         points.append(_point(numbers[cut.name], cut, timed, one, two))
     p = paper.privacy
     total = timed.cuts[0].total
-    notes = list(dict.fromkeys([*timed.warnings, *paper.warnings, *ours.warnings]))
+    # The runs' own times stand in no column: what is to be said of them is not said here.
+    theirs = {NO_ENCLAVE, NO_GPU, NO_SGX} - set(timed.warnings)
+    said = [w for w in (*paper.warnings, *ours.warnings) if w not in theirs]
+    notes = list(dict.fromkeys([*timed.warnings, *said]))
     if len(wanted) < len(every):
         notes.insert(0, f"{len(wanted)} of {len(every)} points: later ones were not attacked")
     attacked = paper.model.preprocessing.input_size
@@ -297,4 +330,5 @@ def _put_together(
         paper_config=paper,
         strict_config=ours,
         notes=notes,
+        taken=timed.taken,
     )

@@ -12,13 +12,15 @@ from partopt.errors import ConfigError, UsageError
 from partopt.images.load import Split
 from partopt.models import load as models
 from partopt.optimizer import check as check_module
+from partopt.optimizer import drift
 from partopt.optimizer import prepare as prepare_module
 from partopt.optimizer.budgets import BUDGETS, Budget
 from partopt.optimizer.check import CheckResult, check_all, worst
 from partopt.optimizer.find import find
 from partopt.optimizer.policy import Policy
 from partopt.profilers import profile as profile_module
-from partopt.profilers.base import Duration
+from partopt.profilers.base import Conditions, Duration
+from partopt.profilers.target import TargetProfile
 
 NET = """
 import torch
@@ -342,3 +344,96 @@ def test_every_term_of_the_settings_reaches_the_check(here, tmp_path, monkeypatc
     assert [p.ssim for p in seen] == [0.1, 0.1, 0.15]
     assert [p.source for p in seen[1:]] == ["partopt.toml", "the command line and partopt.toml"]
     assert set(said) <= set(Policy.__dataclass_fields__)
+
+
+def target(folder, change=lambda raw: None, weights="protects.pth", **conditions):
+    """A profile file of the model in `folder`, all of whose cuts take as long."""
+    graph = models.load_model("checknet:Net", input_size=32, weights=weights).trace()
+    how = Conditions(repetitions=2, **conditions)
+    every = graph.cuts("all")
+    measured = profile_module.profile(graph, every, replace(how, enclave="native"))
+    made = TargetProfile.of(graph, every, measured, how, spec="checknet:Net", weights=weights)
+    raw = json.loads(made.to_json())
+    raw["taken"]["machine"]["name"] = "far away"
+    raw["full_enclave"] = raw["full_accelerator"] = {"ms": 10.0, "noise_ms": 0.0}
+    for cut in raw["cuts"]:
+        cut["enclave"] = cut["accelerator"] = cut["handoff"] = {"ms": 1.0, "noise_ms": 0.0}
+    change(raw)
+    path = folder / "far.profile.json"
+    path.write_text(json.dumps(raw))
+    return path
+
+
+def details(result: CheckResult) -> dict[str, str]:
+    return {p.name: p.detail for p in result.properties}
+
+
+def test_a_profile_says_whether_the_deployed_cut_is_slower_elsewhere(here, monkeypatch):
+    """Nothing is timed here; the stored cuts take three times the whole model's time."""
+    path = target(here.parent)
+    monkeypatch.setattr(drift, "profile", lambda *_, **__: pytest.fail("was timed"))
+    result = check(here, weights="protects.pth", profile=path)
+    assert outcomes(result)["latency"] == "holds"
+    assert (
+        "0.30 of the full-enclave time by the profile of far away, " in details(result)["latency"]
+    )
+    raw = json.loads(path.read_text())
+    raw["full_enclave"]["ms"] = raw["full_accelerator"]["ms"] = 1.0
+    for cut in raw["cuts"]:
+        cut["handoff"]["ms"] = 3.0
+    path.write_text(json.dumps(raw))
+    result = check(here, weights="protects.pth", profile=path)
+    assert outcomes(result)["latency"] == "slower"
+    assert result.exit_code == 5
+
+
+def test_a_profile_of_other_backends_moves_the_cut_and_compares_no_ratio(here):
+    def faster_at_the_end(raw):
+        raw["cuts"][-1]["handoff"]["ms"] = 0.001
+        raw["cuts"][-1]["enclave"]["ms"] = 0.001
+
+    path = target(here.parent, faster_at_the_end, enclave="gramine-sgx")
+    result = check(here, weights="protects.pth", profile=path, attack=False)
+    said = outcomes(result)
+    assert said["latency"] == "skipped"
+    assert "the profile's of gramine-sgx and cpu" in details(result)["latency"]
+    assert said["best cut"] == "moved"
+
+
+def test_a_profile_of_another_graph_fails_the_check_in_one_sentence(here):
+    path = target(here.parent)
+    raw = json.loads(path.read_text())
+    raw["model"]["graph_hash"] = raw["model"]["graph_hash"][:-3] + "000"
+    path.write_text(json.dumps(raw))
+    result = check(here, weights="protects.pth", profile=path)
+    assert result.exit_code == 1
+    assert "is of another layer graph" in details(result)["run"]
+    path.write_text(path.read_text()[:-200])
+    (result,) = check_all(
+        [here], "none", terms=POLICY, weights="protects.pth", latency=False, profile=str(path)
+    )
+    assert result.exit_code == 1
+    assert "no whole JSON file" in details(result)["config"]
+
+
+def test_ratios_of_a_target_are_not_held_against_this_machine(here, monkeypatch):
+    raw = json.loads(here.read_text())
+    raw["taken"]["profile"] = "0" * 64
+    raw["taken"]["machine"]["name"] = "far away"
+    here.write_text(json.dumps(raw))
+    monkeypatch.setattr(drift, "profile", lambda *_, **__: pytest.fail("was timed"))
+    result = check(here, weights="protects.pth", latency=True)
+    assert outcomes(result)["latency"] == "skipped"
+    assert "of a profile of far away" in details(result)["latency"]
+
+
+def test_a_profile_fits_one_split_config_and_may_stand_in_the_settings(here):
+    with pytest.raises(UsageError, match="`profile` fits one split config"):
+        check_all([here, here], "none", profile="x.json")
+    target(here.parent)
+    (here.parent / "partopt.toml").write_text(
+        "[[models]]\nmodel = 'checknet:Net'\nsplit = 'net.split.json'\ninput_size = 32\n"
+        "cuts = 'all'\nweights = 'protects.pth'\nprofile = 'far.profile.json'\n"
+    )
+    (result,) = check_all([], None)
+    assert "by the profile of far away" in details(result)["latency"]

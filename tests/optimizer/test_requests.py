@@ -26,6 +26,8 @@ from partopt.studies.reproduce import reproduce
 from partopt.studies.single import attack_cut
 from partopt.studies.strength import strength
 
+from .test_retime import target
+
 # Every option of `find` with a value that is not its default.
 SAID = {
     "weights": "w.pth",
@@ -55,6 +57,7 @@ SAID = {
     "threads": 1,
     "batch": 7,
     "repetitions": 8,
+    "profile": target({"late": 1.0}, enclave="native", batch=7, repetitions=8),
     "storage": "s.journal",
     "feature_cache_gib": 1.5,
     "worst_share": 0.05,
@@ -188,6 +191,7 @@ def test_a_check_takes_every_option():
         "workers": 3,
         "latency": False,
         "latency_tolerance": 0.5,
+        "profile": SAID["profile"],
     }
     assert said.keys() == CheckOptions.__annotations__.keys()
     for name, value in said.items():

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,17 @@ def test_the_sgx_model_is_labelled_everywhere(graph):
         assert "sgx-model" in after.enclave.backend
     assert any("modelled" in w for w in p.warnings)
     assert not any("without an enclave" in w for w in p.warnings)
+
+
+def test_times_of_sgx_are_not_scaled(graph):
+    cuts = graph.cuts()
+    measured = profile(graph, cuts, Conditions(repetitions=1, warmup=0))
+    inside = replace(measured.full_enclave, backend="gramine-sgx")
+    with pytest.raises(UsageError, match=r"`sgx-model` got 'slowdown=1\.5.*inside SGX"):
+        modelled(replace(measured, full_enclave=inside), graph, cuts, SgxModel())
+    gramine = replace(measured.full_enclave, backend="gramine-direct")
+    p = modelled(replace(measured, full_enclave=gramine), graph, cuts, SgxModel())
+    assert p.full_enclave.backend.endswith("of gramine-direct")
 
 
 @pytest.mark.parametrize("batch", [1, 5])

@@ -6,14 +6,18 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
 from partopt import cli
-from partopt.config import SplitConfig
+from partopt.config import SplitConfig, Taken
 from partopt.errors import UsageError
 from partopt.images.load import Split
 from partopt.models.load import load_model
 from partopt.optimizer import budgets, protocols
+from partopt.profilers.base import Conditions, CutLatency, Duration, Profile, total_of
+from partopt.profilers.machine import now, this_machine
+from partopt.profilers.target import TargetProfile
 from partopt.reporting import reproduced
 from partopt.studies import reproduce as module
 from partopt.studies.published import HEADLINES, PHOTOS, ratio, share
@@ -45,7 +49,39 @@ def study():
     return run()
 
 
-def test_the_whole_study(study, tmp_path):
+def far_away(path, batch=1):
+    """A profile of resnet18 in which layer2 takes other times than the rest."""
+    graph = load_model("resnet18", weights="none").trace()
+    how = Conditions(enclave="gramine-sgx", accelerator="cuda", batch=batch, repetitions=1)
+    point = graph.cuts("paper")[2].node
+
+    def took(ms, backend):
+        return Duration(ms, 0.0, "measured", backend)
+
+    latencies = []
+    for cut in graph.cuts("all"):
+        here = cut.node == point
+        parts = {
+            "enclave": took(3.0 if here else 4.0, "gramine-sgx"),
+            "handoff": took(0.5, "shm"),
+            "accelerator": took(1.25 if here else 1.0, "cuda"),
+        }
+        latencies.append(CutLatency(**parts, total=total_of(*parts.values())))
+    measured = Profile(
+        cuts=latencies,
+        full_enclave=took(10.0, "gramine-sgx"),
+        full_accelerator=took(2.0, "cuda"),
+        threads=1,
+        batch=batch,
+        repetitions=1,
+        taken=Taken(machine=this_machine("far away"), at=now()),
+    )
+    every = graph.cuts("all")
+    TargetProfile.of(graph, every, measured, how, spec="resnet18", weights="none").write(path)
+    return path
+
+
+def test_the_whole_study(study, tmp_path, monkeypatch):
     assert [p.number for p in study.points] == [1, 2, 3, 4, 5]
     assert [p.cut.split(".")[0] for p in study.points] == NAMES
     assert (study.input_size, study.attacked_size) == (224, 32)
@@ -79,7 +115,20 @@ def test_the_whole_study(study, tmp_path):
     with Image.open(tmp_path / "out" / "figure-4-resnet18.png") as strip:
         assert strip.height == 32 * (1 + 2 * 5), "original, c-GAN and panel at five points"
 
-    one = run(cut="3")
+    # Again at one point, by times of a machine that is not here.
+    monkeypatch.setattr(module, "profile", lambda *_, **__: pytest.fail("was timed"))
+    one = run(cut="3", profile=far_away(tmp_path / "far.json"))
+    (point,) = one.points
+    assert (point.enclave_ms, point.handoff_ms, point.accelerator_ms) == (3.0, 0.5, 1.25)
+    assert one.full_ms == 10.0
+    assert one.basis.startswith("measured on gramine-sgx + ")
+    assert not any("no GPU" in n or "without an enclave" in n for n in one.notes)
+    assert "times were taken on far away (" in reproduced.markdown([one], (1,), {}, "")
+    assert reproduced.as_dict(one, "")["taken"]["machine"]["name"] == "far away"
+    assert any("no GPU" in n for n in study.notes) or torch.cuda.is_available()
+    with pytest.raises(UsageError, match="`profile` got times of 2 images a run"):
+        run(profile=far_away(tmp_path / "far.json", batch=2))
+
     assert one.paper_config.search.trials_run == 0, "stored attacks are taken up again"
     known = {a.key for row in study.strict_config.cuts for a in row.attacks}
     again = [a.key for row in one.strict_config.cuts if not row.swept for a in row.attacks]
@@ -127,6 +176,7 @@ def test_what_cannot_be_reproduced():
         (["--table", "4"], "`table` got 4; use some of 1, 2, 3"),
         (["--figure", "2"], "`figure` got 2"),
         (["--weights", "a.pth"], "`weights` got 'a.pth' for 3 models"),
+        (["--profile", "a.json"], "`profile` got 'a.json' for 3 models"),
         (["--model", "resnet18", "--budget", "huge"], "`budget` got 'huge'"),
     ],
 )
