@@ -138,7 +138,13 @@ def _probes(
     probes: dict[str, Probe] = {}
     for name, (backend, device) in places.items():
         probes[name] = Probe(
-            whole, at_cut, layout.at(1), backend=backend, threads=options.threads, device=device
+            whole,
+            at_cut,
+            layout.at(1),
+            backend=backend,
+            threads=options.threads,
+            device=device,
+            sealed=True,
         )
     return probes
 
