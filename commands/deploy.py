@@ -167,6 +167,8 @@ def run(
 
     found = read_bundle(bundle)
     labels = labels_of(bundle, found)
+    if not any(path.is_file() for path in inputs):
+        _image(inputs[0])  # says so, before anything starts
     rows: list[dict[str, Any]] = []
     failed: list[tuple[Path, PartoptError]] = []
 
@@ -177,7 +179,6 @@ def run(
                 rows[-1]["answer"] = answer
             else:
                 failed.append((path, answer))
-                tell(f"! {path}: {answer}", "yellow")
 
     with _until_terminated(_TERMINATED):
         if connect is not None:
@@ -201,8 +202,12 @@ def run(
         written(json.dumps(as_dict(backend, rows, failed), indent=2) + "\n")
     else:
         show(table(backend, rows))
+    if failed and len(inputs) == 1:
+        raise failed[0][1]
     if failed:
-        tell(f"{len(failed)} of {len(inputs)} images got no answer")
+        tell(f"{len(failed)} of {len(inputs)} images got no answer:")
+        for path, error in failed:
+            tell(f"! {path}: {error}", "yellow")
         raise typer.Exit(1)
 
 
@@ -297,11 +302,6 @@ def _tell_more(options: ServeOptions) -> None:
         tell(f"workers' output: {options.logs}/head.log and tail.log, at most 32 MiB each")
     else:
         tell("workers' output: its last line is shown when one ends; --logs FOLDER keeps it")
-    if options.batch > 1:
-        tell(
-            f"batches of up to {options.batch}: an answer differs by rounding (about 1e-7 of it) "
-            "from the one that an image alone gets"
-        )
 
 
 class _Terminated(BaseException):
@@ -457,6 +457,11 @@ def _service(
     service = Service(bundle, options, key=key, insecure=insecure, with_tail=with_tail)
     style = "green" if service.backend == "gramine-sgx" else "bold yellow"
     tell(f"head in {service.backend}: {service.label}", style)
+    if options.batch > 1:
+        tell(
+            f"batches of up to {options.batch}: an answer differs by rounding (about 1e-7 of it) "
+            "from the one that an image alone gets"
+        )
     try:
         with service:
             yield service

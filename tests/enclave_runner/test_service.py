@@ -427,6 +427,6 @@ def test_nothing_outlives_a_killed_orchestrator(made, serving):
     assert gone(workers), "workers end with their orchestrator"
     left = made.left_over()
     assert sum(p.stat().st_size for p in left if p.is_file()) == 0, "shared memory has no name"
-    for folder in [p for p in left if p.is_dir()]:
+    for folder in {p.parent if p.is_file() else p for p in left}:
         areas.Place(folder, "f" * 16).leave()
     assert made.left_over() == [], "the next service sweeps it out"

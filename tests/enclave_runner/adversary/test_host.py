@@ -9,8 +9,10 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -280,3 +282,62 @@ def test_the_units_leave_a_service_little_to_reach(made, tmp_path, name):
     if "unrecognized option" in done.stderr:
         pytest.skip("a systemd-analyze that reads no files")
     assert done.returncode == 0, done.stdout.splitlines()[-1]
+
+
+def resident(pid: int) -> int:
+    """Resident memory of a process in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(x for x in status.splitlines() if x.startswith("VmRSS:")).split()[1])
+
+
+@pytest.mark.slow
+def test_sixteen_clients_beside_a_host_that_kills_and_stops(made, photo):
+    """A minute: each request is answered right or refused, within its time limit."""
+    limit, wanted, over = 20.0, made.logits(photo), threading.Event()
+    counts, late = Counter(), []
+    options = ServeOptions(enclave="native", timeout=3.0, queue=32)
+
+    def ask(service) -> None:
+        while not over.is_set():
+            begun = time.monotonic()
+            try:
+                with service.client(timeout=limit) as client:
+                    while not over.is_set():
+                        begun = time.monotonic()
+                        answer = client.classify(photo)
+                        counts["right" if torch.equal(answer.tensors[0], wanted) else "wrong"] += 1
+            except (ServiceError, SessionError) as error:
+                counts[getattr(error, "code", "session")] += 1
+                time.sleep(0.05)
+            if time.monotonic() - begun > limit + 10:
+                late.append(time.monotonic() - begun)
+
+    with Service(made.folder, options, key=made.key, insecure=True) as service:
+        healed(service, made, photo, {})
+        time.sleep(1.0)
+        threads = [threading.Thread(target=ask, args=(service,)) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        time.sleep(5.0)
+        before = {name: resident(pid) for name, pid in service.pids.items()}
+        for victim, how in (
+            ("tail", signal.SIGKILL),
+            ("tail", signal.SIGSTOP),
+            ("head", signal.SIGSTOP),
+            ("head", signal.SIGKILL),
+        ):
+            pids = service.pids
+            os.kill(pids[victim], how)
+            healed(service, made, photo, {victim: pids[victim]})
+            time.sleep(8.0)
+        right = counts["right"]
+        time.sleep(5.0)
+        over.set()
+        for thread in threads:
+            thread.join(60)
+        after = {name: resident(pid) for name, pid in service.pids.items()}
+    assert not late
+    assert counts["wrong"] == 0
+    assert counts["right"] > right > 0, counts
+    for name in before:
+        assert after[name] <= 1.1 * before[name], (before, after)
