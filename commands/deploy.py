@@ -17,7 +17,9 @@ from .console import AsJson, Debug, Shown, out, show, tell, written
 
 if TYPE_CHECKING:
     from ..enclave_runner.client import Client
-    from ..enclave_runner.orchestrator import ServeOptions, Service
+    from ..enclave_runner.orchestrator import Service
+    from ..enclave_runner.serve_options import ServeOptions
+    from ..errors import PartoptError
 
 app = typer.Typer()
 
@@ -59,7 +61,7 @@ def export(
     ] = "aes-256-gcm",
     optimise: Annotated[
         str,
-        typer.Option(help="none (bit-identical), auto, or fold-bn,channels-last"),
+        typer.Option(help="none (bit-identical at batch 1), auto, or fold-bn,channels-last"),
     ] = "none",
     batch: Annotated[int, typer.Option(help="Largest batch that the bundle takes")] = 8,
     threads: Annotated[int, typer.Option(help="Threads that the enclave is sized for")] = 1,
@@ -128,7 +130,9 @@ def export(
     elif done.off:
         tell(f"answers within {done.off:.1e} of the model's (share of what they vary by)")
     else:
-        tell("answers are bit-identical to the model's")
+        tell(
+            "answers are bit-identical to the model's at batch 1; larger batches differ by rounding"
+        )
     if bundle.mrenclave is not None:
         tell(f"MRENCLAVE: {bundle.mrenclave}")
     tell(f"key: {done.key} (keep it off the untrusted host)")
@@ -154,42 +158,57 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Classify images with a bundle, its head in the enclave."""
+    from ..enclave_runner.asking import ask_all
     from ..enclave_runner.bundles.bundle import labels_of, read_bundle
+    from ..enclave_runner.client import Answer
     from ..enclave_runner.client import top as best
+    from ..enclave_runner.serve_options import ServeOptions
     from ..reporting.answers import as_dict, table
 
-    images = [(p, _image(p)) for p in inputs]
     found = read_bundle(bundle)
     labels = labels_of(bundle, found)
+    if not any(path.is_file() for path in inputs):
+        _image(inputs[0])  # says so, before anything starts
     rows: list[dict[str, Any]] = []
-    if connect is not None:
-        with _client(bundle, connect, insecure) as client:
-            backend = client.hello.backend
-            _classify(client, images, lambda a: best(a, labels, top), rows)
-    else:
-        options = _options(
-            enclave=enclave,
-            accelerator=accelerator,
-            transport=transport,
-            threads=threads,
-            batch=batch,
-            in_flight=in_flight,
-        )
-        with _service(bundle, options, _key(bundle, key), insecure) as service:
-            backend = service.backend
-            with service.client() as client:
-                _classify(client, images, lambda a: best(a, labels, top), rows)
+    failed: list[tuple[Path, PartoptError]] = []
+
+    def classify(client: Client, window: int) -> None:
+        for path, answer in ask_all(client, inputs, _image, window):
+            if isinstance(answer, Answer):
+                rows.append({"input": str(path), "classes": best(answer, labels, top)})
+                rows[-1]["answer"] = answer
+            else:
+                failed.append((path, answer))
+
+    with _until_terminated(_TERMINATED):
+        if connect is not None:
+            with _client(bundle, connect, insecure) as client:
+                backend = client.hello.backend
+                classify(client, ServeOptions.queue)
+        else:
+            options = _options(
+                enclave=enclave,
+                accelerator=accelerator,
+                transport=transport,
+                threads=threads,
+                batch=batch,
+                in_flight=in_flight,
+            )
+            with _service(bundle, options, _key(bundle, key), insecure) as service:
+                backend = service.backend
+                with service.client() as client:
+                    classify(client, options.queue)
     if as_json:
-        written(json.dumps(as_dict(backend, rows), indent=2) + "\n")
+        written(json.dumps(as_dict(backend, rows, failed), indent=2) + "\n")
     else:
         show(table(backend, rows))
-
-
-def _classify(client: Client, images: list[tuple[Path, bytes]], best: Any, rows: list[Any]) -> None:
-    under_way = [(path, client.submit(image)) for path, image in images]
-    for path, number in under_way:
-        answer = client.collect(number)
-        rows.append({"input": str(path), "classes": best(answer), "answer": answer})
+    if failed and len(inputs) == 1:
+        raise failed[0][1]
+    if failed:
+        tell(f"{len(failed)} of {len(inputs)} images got no answer:")
+        for path, error in failed:
+            tell(f"! {path}: {error}", "yellow")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -211,27 +230,49 @@ def serve(
     only: Annotated[
         ServiceName | None, typer.Option(help="One of two services that share the work")
     ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds until a silent worker is taken for hung")
+    ] = 60.0,
+    start_timeout: Annotated[
+        float, typer.Option("--start-timeout", help="Seconds that a worker's start may take")
+    ] = 300.0,
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder for head.log and tail.log: what the workers print")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Serve a bundle until interrupted or terminated.
 
-    Workers that die are started again.
+    Workers that die or hang are started again.
     """
-    options = _options(
-        enclave=enclave,
-        accelerator=accelerator,
-        transport=transport,
-        threads=threads,
-        batch=batch,
-        in_flight=in_flight,
+    from dataclasses import replace
+
+    from ..arguments.addresses import numeric
+    from ..arguments.numbers import whole
+
+    whole("queue", queue, 0)
+    host, port = numeric("listen", listen)
+    options = replace(
+        _options(
+            enclave=enclave,
+            accelerator=accelerator,
+            transport=transport,
+            threads=threads,
+            batch=batch,
+            in_flight=in_flight,
+        ),
         queue=queue,
-        address=_address("listen", listen),
+        host=host,
+        port=port,
+        timeout=timeout,
+        start_timeout=start_timeout,
+        logs=logs,
     )
-    with _until_terminated():
+    with _until_terminated(0):
         if only == "tail":
             from ..enclave_runner.tail_service import serve_tail
 
-            serve_tail(bundle, options.device, tell)
+            serve_tail(bundle, options.device, tell, options.how("tail"), options.timeout)
         else:
             _serve(bundle, options, key, insecure, with_tail=only is None)
 
@@ -239,44 +280,62 @@ def serve(
 def _serve(
     bundle: Path, options: ServeOptions, key: Path | None, insecure: bool, with_tail: bool
 ) -> None:
+    from ..arguments.addresses import shown
     from ..enclave_runner.program.sealing import read_key
 
     secret = read_key(key) if key is not None else None
     with _service(bundle, options, secret, insecure, with_tail=with_tail) as service:
-        address = ":".join(map(str, service.address))
+        address = shown(*service.address)
         tell(f"serving {bundle} at {address}; Ctrl-C ends")
+        _tell_more(options)
         if secret is None:
             tell(f"weights are sealed: partopt unlock {bundle} --connect {address} --key KEYFILE")
-        seen = 0
         while True:
-            time.sleep(0.5)
-            events = list(service.events)
-            for event in events[seen:]:
-                if event.get("event") in ("restart", "refused", "unlocked", "error"):
-                    tell(json.dumps(event))
-            seen = len(events)
+            for line in service.events.fresh():
+                tell(line)
             service.check()
+            time.sleep(0.5)
+
+
+def _tell_more(options: ServeOptions) -> None:
+    if options.logs is not None:
+        tell(f"workers' output: {options.logs}/head.log and tail.log, at most 32 MiB each")
+    else:
+        tell("workers' output: its last line is shown when one ends; --logs FOLDER keeps it")
 
 
 class _Terminated(BaseException):
     """SIGTERM came. No `Exception`, so that nothing on the way takes it for a failure."""
 
 
+_TERMINATED = 128 + signal.SIGTERM
+
+
 @contextlib.contextmanager
-def _until_terminated() -> Iterator[None]:
-    """Let SIGTERM, with which service managers stop a service, clean up as Ctrl-C does."""
+def _until_terminated(code: int) -> Iterator[None]:
+    """Let SIGTERM, with which service managers stop a service, clean up as Ctrl-C does.
+
+    So does SIGHUP, which comes when a terminal is closed, unless it is ignored (nohup). The exit
+    code is then `code`.
+    """
+    watched = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        watched.append(signal.SIGHUP)
 
     def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up off
+        for number in watched:  # a second one must not cut the clean-up off
+            signal.signal(number, signal.SIG_IGN)
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in watched}
     try:
         yield
     except _Terminated:
         tell("terminated")
+        raise typer.Exit(code) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @app.command()
@@ -340,7 +399,7 @@ def bench(
         threads=threads,
         in_flight=in_flight,
     )
-    with Shown() as shown:
+    with _until_terminated(_TERMINATED), Shown() as shown:
         shown.stage("measuring", None)
         found = measure(
             bundle,
@@ -369,18 +428,15 @@ def _options(
     threads: int,
     batch: int = 1,
     in_flight: int,
-    queue: int = 16,
-    address: tuple[str, int] = ("127.0.0.1", 0),
 ) -> ServeOptions:
     from ..arguments.numbers import threads as hold_threads
     from ..arguments.numbers import whole
-    from ..enclave_runner.orchestrator import ServeOptions
+    from ..enclave_runner.serve_options import ServeOptions
     from ..profilers.backends import pick_accelerator
 
     hold_threads(threads)
     whole("batch", batch, 1)
     whole("in_flight", in_flight, 1)
-    whole("queue", queue, 0)
     return ServeOptions(
         enclave=enclave,
         device=pick_accelerator(accelerator),
@@ -388,24 +444,36 @@ def _options(
         threads=threads,
         batch=batch,
         in_flight=in_flight,
-        queue=queue,
-        host=address[0],
-        port=address[1],
     )
 
 
+@contextlib.contextmanager
 def _service(
     bundle: Path, options: ServeOptions, key: bytes | None, insecure: bool, with_tail: bool = True
-) -> Service:
+) -> Iterator[Service]:
+    """A running service; says at its end what became of it."""
     from ..enclave_runner.orchestrator import Service
 
     service = Service(bundle, options, key=key, insecure=insecure, with_tail=with_tail)
     style = "green" if service.backend == "gramine-sgx" else "bold yellow"
     tell(f"head in {service.backend}: {service.label}", style)
-    return service
+    if options.batch > 1:
+        tell(
+            f"batches of up to {options.batch}: an answer differs by rounding (about 1e-7 of it) "
+            "from the one that an image alone gets"
+        )
+    try:
+        with service:
+            yield service
+    except (_Terminated, KeyboardInterrupt):
+        for line in service.events.fresh():
+            tell(line)
+        tell(f"{'; '.join(service.ended) or 'nothing was running'}")
+        raise
 
 
 def _client(bundle: Path, connect: str, insecure: bool) -> Client:
+    from ..arguments.addresses import address
     from ..enclave_runner.attestation import verifier
     from ..enclave_runner.bundles.bundle import read_bundle
     from ..enclave_runner.client import Client
@@ -413,7 +481,7 @@ def _client(bundle: Path, connect: str, insecure: bool) -> Client:
 
     part = Part.read(bundle / "head")
     verify = verifier(read_bundle(bundle).mrenclave, insecure=insecure)
-    return Client(_address("connect", connect), part.answers, part.limits, verify)
+    return Client(address("connect", connect), part.answers, part.limits, verify)
 
 
 def _key(bundle: Path, key: Path | None) -> bytes:
@@ -434,15 +502,6 @@ def _image(path: Path) -> bytes:
         raise DataError(f"`input` got {str(path)!r}, which cannot be read: {error.strerror}") from (
             error
         )
-
-
-def _address(name: str, text: str) -> tuple[str, int]:
-    from ..errors import UsageError
-
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"`{name}` got {text!r}; use HOST:PORT")
-    return host or "127.0.0.1", int(port)
 
 
 @app.command()

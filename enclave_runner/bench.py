@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -136,10 +137,19 @@ def _probes(
     (layout,) = head_part.inputs
     places = {INSIDE: (service.backend, "cpu"), OUTSIDE: ("native", options.device)}
     probes: dict[str, Probe] = {}
-    for name, (backend, device) in places.items():
-        probes[name] = Probe(
-            whole, at_cut, layout.at(1), backend=backend, threads=options.threads, device=device
-        )
+    with contextlib.ExitStack() as started:
+        for name, (backend, device) in places.items():
+            probe = Probe(
+                whole,
+                at_cut,
+                layout.at(1),
+                backend=backend,
+                threads=options.threads,
+                device=device,
+                sealed=True,
+            )
+            probes[name] = started.enter_context(probe)
+        started.pop_all()
     return probes
 
 

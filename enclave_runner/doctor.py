@@ -23,6 +23,22 @@ class Finding:
     detail: str
 
 
+_SHM = "/dev/shm"
+# A hand-off takes a few frames of each way: so much holds most cuts at small batches.
+_ENOUGH_MIB = 32
+
+
+def _shared_memory() -> Finding:
+    try:
+        free = shutil.disk_usage(_SHM).free >> 20
+    except OSError:
+        return Finding("shared memory", "missing", f"no {_SHM}: serve with --transport tcp")
+    if free < _ENOUGH_MIB:
+        detail = f"{_SHM} has {free} MiB free: docker run --shm-size, or serve with --transport tcp"
+        return Finding("shared memory", "missing", detail)
+    return Finding("shared memory", "ok", f"{_SHM}, {free} MiB free")
+
+
 def examine() -> list[Finding]:
     """Look at torch, GPU, SGX, Gramine and the cache; starts nothing that takes long."""
     here = detect()
@@ -62,6 +78,7 @@ def examine() -> list[Finding]:
             library or "no libsgx_dcap_quoteverify: this machine cannot check an enclave's quote",
         )
     )
+    found.append(_shared_memory())
     cache = cache_dir()
     free = shutil.disk_usage(cache).free / 2**30
     used = sum(f.stat().st_size for f in cache.rglob("*") if f.is_file()) / 2**30

@@ -8,16 +8,17 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from ..errors import BackendError, BundleError, ServiceError, UsageError
 from .bundles.bundle import TEMPLATE
 from .bundles.gramine import INSTALL, run_tool
 from .bundles.manifest import ENVIRONMENT
+from .output import Output
 from .presence import Presence, detect
 from .wire.messages import PORT_VARIABLE, TOKEN_BYTES, TOKEN_VARIABLE, Control, listen
 from .wire.transport import receive_exactly
@@ -66,34 +67,47 @@ class Started:
 
     process: subprocess.Popen[bytes]
     control: Control
-    log: IO[bytes]
+    output: Output
 
     def said(self) -> str:
-        """What the worker printed."""
-        return _read(self.log)
+        """The last of what the worker printed."""
+        return self.output.said()
 
-    def stop(self, patience: float = 5.0) -> None:
-        """Hang up, then wait, then kill."""
+    def stop(self, patience: float = 5.0) -> bool:
+        """Hang up, then wait, then kill; whether that last was needed."""
         self.control.close()
         try:
             self.process.wait(patience)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.process.kill()  # also one that was stopped, or hangs in a driver
             self.process.wait()
-        self.log.close()
+            return True
+        finally:
+            self.output.close()
+        return False
 
 
-def _read(log: IO[bytes]) -> str:
-    log.seek(0)
-    return log.read(1 << 20).decode(errors="replace")
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How a worker is started.
+
+    Attributes:
+        log: File that its output is appended to, or None.
+        timeout: Seconds until a worker that does not report is given up.
+        ending: Once set, nobody needs the worker any more.
+    """
+
+    log: Path | None = None
+    timeout: float = 300.0
+    ending: threading.Event = field(default_factory=threading.Event)
 
 
 def launch_python(
-    module: str, *arguments: str, pass_fds: Sequence[int] = (), timeout: float = 120.0
+    module: str, *arguments: str, pass_fds: Sequence[int] = (), how: How | None = None
 ) -> Started:
     """Start ``python -m partopt.MODULE ARGUMENTS`` as an ordinary process."""
     command = [sys.executable, "-I", "-B", "-m", f"{_PACKAGE}.{module}", *arguments]
-    return _started(command, None, pass_fds, timeout)
+    return _started(_Command(command, None, pass_fds), how or How())
 
 
 def rendered(backend: str, folder: Path, into: Path) -> Path:
@@ -127,15 +141,20 @@ def _of_this_version(template: Path) -> None:
         )
 
 
-def launch_gramine(backend: str, folder: Path, manifest: Path, timeout: float = 300.0) -> Started:
+def launch_gramine(backend: str, folder: Path, manifest: Path, how: How | None = None) -> Started:
     """Start the worker of `manifest` in `folder`, to which the manifest's paths are relative."""
     name = str(manifest.resolve().with_suffix(""))
-    return _started([backend, name], folder, (), timeout)
+    return _started(_Command([backend, name], folder, ()), how or How())
 
 
-def _started(
-    command: Sequence[str], folder: Path | None, pass_fds: Sequence[int], timeout: float
-) -> Started:
+@dataclass(frozen=True)
+class _Command:
+    words: Sequence[str]
+    folder: Path | None
+    pass_fds: Sequence[int]
+
+
+def _started(command: _Command, how: How) -> Started:
     """Start `command` and wait until it has called back and said its token."""
     token = secrets.token_bytes(TOKEN_BYTES)
     with listen() as door:
@@ -146,19 +165,20 @@ def _started(
             PORT_VARIABLE: str(port),
             TOKEN_VARIABLE: token.hex(),
         }
-        log = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the worker
         process = subprocess.Popen(
-            command,
-            cwd=folder,
+            command.words,
+            cwd=command.folder,
             env=environment,
-            pass_fds=pass_fds,
+            pass_fds=command.pass_fds,
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        assert process.stdout is not None
         try:
-            return Started(process, _called_back(door, process, log, token, timeout), log)
+            output = Output(process.stdout, how.log)
+            return Started(process, _called_back(door, process, output, token, how), output)
         except BaseException:
             process.kill()
             process.wait()
@@ -168,20 +188,18 @@ def _started(
 def _called_back(
     door: socket.socket,
     process: subprocess.Popen[bytes],
-    log: IO[bytes],
+    output: Output,
     token: bytes,
-    timeout: float,
+    how: How,
 ) -> Control:
     door.settimeout(0.2)
-    waited = 0.0
-    while waited < timeout:
+    end = time.monotonic() + how.timeout
+    while time.monotonic() < end and not how.ending.is_set():
         try:
             sock, _ = door.accept()
         except TimeoutError:
-            waited += 0.2
             if process.poll() is not None:
-                last = _read(log).strip().splitlines()[-1:] or ["it said nothing"]
-                raise BackendError(f"the worker ended at its start: {last[0][:300]}") from None
+                raise BackendError(f"the worker ended at its start: {output.last_line()}") from None
             continue
         sock.settimeout(10.0)
         try:
@@ -190,4 +208,4 @@ def _called_back(
         except (OSError, ValueError):
             pass
         sock.close()
-    raise ServiceError("start", f"the worker did not report within {timeout:.0f} s")
+    raise ServiceError("start", f"the worker did not report within {how.timeout:.0f} s")

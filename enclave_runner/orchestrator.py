@@ -7,62 +7,29 @@ ciphertext, boundary tensors and answers, never a key: weights are unlocked over
 from __future__ import annotations
 
 import os
-import queue
-import tempfile
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import BackendError, PartoptError, ServiceError, UsageError
+from . import notes
 from .attestation import LABELS, verifier
-from .bundles.bundle import parts_of, read_bundle
+from .bundles.bundle import FILE, digest, parts_of, read_bundle
 from .client import Client
+from .hearing import EVERY_S, Hearing, News, Worker
+from .journal import Journal
 from .launcher import Started, launch_gramine, launch_python, rendered, resolve_enclave
-from .wire import areas
+from .meeting import Meeting
+from .serve_options import ServeOptions as ServeOptions
 from .wire.messages import TOKEN_BYTES
-from .wire.shm import area_bytes
 from .wire.start import Start
-from .wire.transport import NAMES, Exchange
+from .wire.transport import Exchange
 
 MOST_RESTARTS, WITHIN_S = 5, 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeOptions:
-    """How to serve a bundle.
-
-    Attributes:
-        enclave: ``auto``, ``gramine-sgx``, ``gramine-direct`` or ``native``.
-        device: ``cpu`` or ``cuda`` for the tail.
-        transport: ``shm``, ``tcp`` or ``file``.
-        threads: Compute threads of each worker.
-        batch: Most images a run.
-        in_flight: Frames between head and tail, at most.
-        queue: Requests that may wait; more are answered "busy".
-        host, port: Where clients connect; port 0 takes any.
-        timeout: Seconds until a silent tail is given up.
-    """
-
-    enclave: str = "auto"
-    device: str = "cpu"
-    transport: str = "shm"
-    threads: int = 1
-    batch: int = 1
-    in_flight: int = 2
-    queue: int = 16
-    host: str = "127.0.0.1"
-    port: int = 0
-    timeout: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.transport not in NAMES:
-            raise UsageError(f"`transport` got {self.transport!r}; use {', '.join(NAMES)}")
-        for name, most in (("threads", 1024), ("batch", 1024), ("in_flight", 64), ("queue", 4096)):
-            if not 1 <= getattr(self, name) <= most:
-                raise UsageError(f"`{name}` got {getattr(self, name)}; use 1 to {most}")
+_ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+_LOCKED = "the head worker's weights are sealed; give their key with partopt unlock"
 
 
 class Service:
@@ -76,9 +43,10 @@ class Service:
         with_tail: Start the tail too; otherwise leave a note for `serve_tail` of another process.
 
     Attributes:
-        events: What the workers reported, newest last.
+        events: What the workers reported, newest last, and lines of it for a log.
         backend: What the head runs in.
         label: What protection that is.
+        ended: What leaving did, one sentence each.
         started_s, head_started_s: Seconds until both workers, and until the head, were there.
 
     Raises:
@@ -118,56 +86,75 @@ class Service:
             batch=options.batch,
             slots=options.in_flight,
         )
-        identity = self._head_part.weights_sha256[:16]
-        self._shm, self._drop = areas.shm_folder(identity), areas.drop_folder(identity)
-        self._token = os.urandom(TOKEN_BYTES).hex()
-        self.events: deque[dict[str, Any]] = deque(maxlen=1000)
-        self._news: queue.Queue[tuple[str, Started | None, dict[str, Any] | None]] = queue.Queue()
-        self._head: Started | None = None
-        self._tail: Started | None = None
-        self._area = -1
-        self._port = options.port
-        self._tail_port = 0
-        self._closing = False
+        self._start = Start(
+            transport=options.transport,
+            area="",
+            slots=options.in_flight,
+            batch=options.batch,
+            threads=options.threads,
+            queue=options.queue,
+            host=options.host,
+            port=options.port,
+            token=os.urandom(TOKEN_BYTES).hex(),
+            timeout=options.timeout,
+            opened=key is not None or self._head_part.seal == "none",
+        )
+        self._token = self._start.token
+        self.meeting = Meeting(
+            self._head_part.weights_sha256[:16],
+            self._start,
+            self.exchange,
+            enclave=self.backend != "native",
+            apart=not with_tail,
+        )
+        self._manifest = Path()
+        self.events = Journal()
+        self._hearing = Hearing(lambda name, event: self.events.append({"from": name, **event}))
+        self._head: Worker | None = None
+        self._tail: Worker | None = None
+        self._port, self._tail_port, self._notes = options.port, 0, 0
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
         self._ready, self._failed = threading.Event(), ""
         self._restarts: deque[float] = deque(maxlen=MOST_RESTARTS + 1)
         self.started_s = self.head_started_s = 0.0
+        self.ended: list[str] = []
 
     def __enter__(self) -> Service:
         begun = time.perf_counter()
-        self._own = tempfile.TemporaryDirectory(prefix="partopt-run-")
-        areas.release(self._shm)
-        if self.backend != "native" or self._options.transport == "shm" or not self._with_tail:
-            areas.claim(self._shm)
-        if self.backend != "native" or self._options.transport == "file":
-            areas.claim(self._drop)
         try:
+            self.meeting.take()
             if self.backend != "native":
-                self._manifest = rendered(self.backend, self._folder, Path(self._own.name))
+                self._manifest = rendered(self.backend, self._folder, self.meeting.scratch)
             self._start_both()
+            self.started_s = time.perf_counter() - begun
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
         except BaseException:
             self.__exit__()
             raise
-        self.started_s = time.perf_counter() - begun
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closing = True
+        self._closing.set()
         self._ready.clear()
-        self._news.put(("stop", None, None))
-        for worker in (self._head, self._tail):
-            if worker is not None:
-                worker.stop()
-        if self._area >= 0:
-            os.close(self._area)
-            self._area = -1
-        for path in [*self._drop.glob("*"), *([] if self._with_tail else self._shm.glob("*"))]:
-            path.unlink(missing_ok=True)
-        areas.release(self._shm)
-        areas.release(self._drop)
-        self._own.cleanup()
+        self._hearing.stop()
+        self._stop()
+        if self._thread is not None:  # it may be starting one
+            self._thread.join()
+            self._thread = None
+            self._stop()
+        self.ended += self.meeting.leave()
+
+    def _stop(self) -> None:
+        """End both workers, however they are."""
+        workers = [w for w in (self._head, self._tail) if w is not None]
+        self._head = self._tail = None
+        for worker in workers:
+            worker.started.control.close()
+        for worker in workers:
+            killed = worker.started.stop()
+            self.ended.append(f"{'killed' if killed else 'ended'} the {worker.name} worker")
 
     @property
     def address(self) -> tuple[str, int]:
@@ -178,12 +165,12 @@ class Service:
     def pids(self) -> dict[str, int]:
         """Process ids of the workers."""
         found = {"head": self._head, "tail": self._tail}
-        return {name: w.process.pid for name, w in found.items() if w is not None}
+        return {name: w.pid for name, w in found.items() if w is not None}
 
     def client(self, timeout: float = 120.0) -> Client:
         """A new session from this process."""
         part = self._head_part
-        host = "127.0.0.1" if self._options.host in ("0.0.0.0", "") else self._options.host
+        host = _ANY.get(self._options.host, self._options.host)
         return Client((host, self._port), part.answers, part.limits, self.verify, timeout)
 
     def wait_ready(self, timeout: float = 300.0) -> None:
@@ -203,129 +190,152 @@ class Service:
     # ---- starting
 
     def _start_both(self) -> None:
-        area = ""
-        if self._options.transport == "shm":
-            if self._area >= 0:
-                os.close(self._area)
-            path, self._area = areas.create(self._shm, area_bytes(self.exchange))
-            area = str(path)
-        elif self._options.transport == "file":
-            area = str(self._drop)
-        o = self._options
-        self._start = Start(
-            transport=o.transport,
-            area=area,
-            slots=o.in_flight,
-            batch=o.batch,
-            threads=o.threads,
-            queue=o.queue,
-            host=o.host,
-            port=self._port,
-            token=self._token,
-            timeout=o.timeout,
-        )
+        self._start = replace(self._start, area=self.meeting.renew(), port=self._port)
         begun = time.perf_counter()
         try:
-            if self.backend == "native":
-                self._head = launch_python("enclave_runner.inside.head", str(self._folder / "head"))
-            else:
-                self._head = launch_gramine(self.backend, self._folder, self._manifest)
-            self._head.control.send(**self._start.to_event())
-            event = self._await(self._head, "listening")
+            self._head = head = self._hearing.hear("head", self._launch_head())
+            head.started.control.send(**self._start.to_event())
+            event = self._hearing.wait(head, "listening", self._options.start_timeout)
             self._port, self._tail_port = int(event["port"]), int(event["tail_port"])
             self.head_started_s = time.perf_counter() - begun
         finally:
-            if o.transport == "shm" and self._with_tail:
-                os.unlink(area)
-        if self._with_tail:
-            self._start_tail()
-        else:
-            note = replace(self._start, port=self._tail_port, device="cpu")
-            areas.leave_note(self._shm, note.to_event())
+            self.meeting.hide()
         if self._key is not None:
             with self.client() as client:
                 client.unlock(self._key)
-        self._listen("head", self._head)
+        elif not self._start.opened:
+            self.events.append({"from": "head", "event": "locked", "text": _LOCKED})
+        if self._with_tail:
+            self._start_tail()
+        else:
+            self._leave_note()
         self._ready.set()
 
+    def _launch_head(self) -> Started:
+        how = self._options.how("head", self._closing)
+        if self.backend == "native":
+            return launch_python("enclave_runner.inside.head", str(self._folder / "head"), how=how)
+        return launch_gramine(self.backend, self._folder, self._manifest, how)
+
     def _start_tail(self) -> None:
-        o = self._options
-        fds = (self._area,) if o.transport == "shm" else ()
-        self._tail = launch_python("enclave_runner.tail", str(self._folder / "tail"), pass_fds=fds)
+        o, head = self._options, self._head
+        if head is None:
+            raise ServiceError("start", "the service is ending")
+        shared = self.meeting.descriptor
+        how = o.how("tail", self._closing)
+        folder = str(self._folder / "tail")
+        started = launch_python(
+            "enclave_runner.tail", folder, pass_fds=() if shared < 0 else (shared,), how=how
+        )
+        self._tail = tail = self._hearing.hear("tail", started)
         start = replace(
             self._start,
             area=self._start.area if o.transport == "file" else "",
             port=self._tail_port,
             device=o.device,
-            descriptor=self._area if o.transport == "shm" else -1,
+            descriptor=shared,
         )
-        self._tail.control.send(**start.to_event())
-        self._await(self._tail, "ready")
-        self._listen("tail", self._tail)
+        tail.started.control.send(**start.to_event())
+        self._hearing.wait(tail, "ready", o.start_timeout, needed=head)
+        if not head.linked.wait(10.0):
+            raise ServiceError("start", "the head worker did not take the tail")
 
-    def _await(self, worker: Started, wanted: str) -> dict[str, Any]:
-        while True:
-            event = worker.control.read()
-            if event is None:
-                last = worker.said().strip().splitlines()[-1:] or ["it said nothing"]
-                raise ServiceError("start", f"a worker ended at its start: {last[0][:300]}")
-            self.events.append(event)
-            if event.get("event") == "failed":
-                raise ServiceError("start", f"a worker could not start: {event.get('error')}")
-            if event.get("event") == wanted:
-                return event
-
-    def _listen(self, name: str, worker: Started) -> None:
-        def read() -> None:
-            while True:
-                try:
-                    event = worker.control.read()
-                except PartoptError:
-                    event = None
-                self._news.put((name, worker, event))
-                if event is None:
-                    return
-
-        threading.Thread(target=read, daemon=True).start()
+    def _leave_note(self) -> None:
+        """For the tail's own service: it starts a tail for this note, and none for an older one."""
+        assert self.meeting.shm is not None
+        self._notes += 1
+        start = replace(self._start, port=self._tail_port, device="cpu")
+        notes.leave(self.meeting.shm, start, digest(self._folder / FILE), self._notes)
 
     # ---- watching
 
     def _watch(self) -> None:
-        while True:
-            name, worker, event = self._news.get()
-            if self._closing:
-                return
-            if event is not None:
-                self.events.append({"from": name, **event})
-            elif worker in (self._head, self._tail):
-                try:
-                    self._again(name)
-                except (PartoptError, OSError) as error:
-                    self._failed = f"the {name} worker cannot be started again: {error}"
+        every = min(EVERY_S, self._options.timeout / 4)
+        ask_at = time.monotonic() + every
+        while not self._closing.is_set():
+            news = self._hearing.next(ask_at - time.monotonic())
+            fallen = None if news is None else self._fallen(news)
+            if time.monotonic() >= ask_at:
+                ask_at = time.monotonic() + every
+                fallen = fallen or self._silent(every)
+            if fallen is None or self._closing.is_set():
+                continue
+            try:
+                self._again(fallen)
+            except (PartoptError, OSError) as error:
+                if not self._closing.is_set():
+                    self._failed = f"the {fallen} worker cannot be started again: {error}"
                     self._ready.set()
-                    return
+                return
+
+    def _fallen(self, news: News) -> str | None:
+        """The worker that has to be started again after such news."""
+        worker = news.worker
+        if worker is None or worker not in (self._head, self._tail):
+            return None
+        if news.event is None:
+            self._say("ended", worker.name, worker.how_it_ended())
+            return worker.name
+        if news.event.get("event") != "tail-lost" or worker.linked.is_set():
+            return None
+        if not self._with_tail:
+            self._leave_note()
+            return None
+        return "tail"  # it may still be there, and hang
+
+    def _silent(self, every: float) -> str | None:
+        """A worker that has not said for too long that it lives; ask them all."""
+        for worker in (self._head, self._tail):
+            if worker is not None and worker.unanswered * every > self._options.timeout:
+                return worker.name
+            if worker is not None:
+                worker.ask()
+        return None
+
+    def _say(self, event: str, name: str, text: str) -> None:
+        self.events.append({"from": name, "event": event, "text": text[:300]})
 
     def _again(self, name: str) -> None:
-        """Start the worker that died; a new head needs a new tail too."""
+        """Start the worker that died or hangs; a new head needs a new tail too.
+
+        Raises:
+            ServiceError: That failed too often.
+        """
         self._ready.clear()
-        self._restarts.append(time.monotonic())
-        if len(self._restarts) > MOST_RESTARTS and (
-            self._restarts[-1] - self._restarts[0] < WITHIN_S
-        ):
-            raise ServiceError("start", f"it died {len(self._restarts)} times in a minute")
-        self.events.append({"event": "restart", "from": name})
-        head, tail = self._head, self._tail
-        assert head is not None
-        if tail is not None:
-            tail.stop(0.5)
-        if name == "tail" and head.process.poll() is None:
+        last, failures = "", 0
+        while not self._closing.is_set():
+            self._restarts.append(time.monotonic())
+            full = len(self._restarts) > MOST_RESTARTS
+            if full and self._restarts[-1] - self._restarts[0] < WITHIN_S:
+                times = len(self._restarts)
+                raise ServiceError("start", f"it died {times} times in a minute{last}")
+            if failures > MOST_RESTARTS:
+                raise ServiceError("start", f"{failures} starts failed{last}")
+            self.events.append({"event": "restart", "from": name})
             try:
-                self._start_tail()
-            except ServiceError:  # the head may have died meanwhile
-                if head.process.poll() is None:
-                    raise
+                self._restart(name)
+            except (PartoptError, OSError) as error:
+                failures, last = failures + 1, f", at last: {error}"
+                if not self._closing.is_set():
+                    self._say("start-failed", name, str(error))
+                self._closing.wait(min(0.1 * 2**failures, 5.0))
             else:
                 self._ready.set()
                 return
-        head.stop(0.5)
+
+    def _restart(self, name: str) -> None:
+        head, tail = self._head, self._tail
+        if tail is not None:
+            self._end(tail)
+        if name == "tail" and head is not None and not head.ended:
+            self._start_tail()
+            return
+        if head is not None:
+            self._end(head)
         self._start_both()
+
+    def _end(self, worker: Worker) -> None:
+        there = not worker.ended  # it hangs up once we do
+        if worker.started.stop(0.5) and there:
+            self._say("hung", worker.name, f"the {worker.name} worker was silent and is killed")
+        worker.ended = True

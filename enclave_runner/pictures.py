@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 from PIL import Image
 
@@ -23,12 +24,14 @@ def sendable(data: bytes) -> bytes:
     Raises:
         PictureError: A picture of another format that is damaged, too large, or of unknown scale.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=formats()) as image:
-            if image.format in _TAKEN:
-                return data
-    except Exception:  # decoders raise whatever they like on damaged files
-        return data
-    file = io.BytesIO()
-    Image.fromarray(read(io.BytesIO(data), formats=formats())).save(file, "PNG")
+    with warnings.catch_warnings():  # what a decoder thinks of a picture is nobody's to read
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=formats()) as image:
+                if image.format in _TAKEN:
+                    return data
+        except Exception:  # decoders raise whatever they like on damaged files
+            return data
+        file = io.BytesIO()
+        Image.fromarray(read(io.BytesIO(data), formats=formats())).save(file, "PNG")
     return file.getvalue()

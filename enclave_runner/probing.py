@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +24,8 @@ from .launcher import launch_gramine, launch_python, rendered
 from .program.parts import PROGRAM, WEIGHTS
 from .program.programs import Program, with_frees
 from .program.recording import record
+from .program.sealing import new_key, seal
+from .wire import areas
 
 
 def marked(graph: LayerGraph, cuts: Sequence[Cut], dynamic: bool) -> tuple[Program, list[int]]:
@@ -54,6 +56,7 @@ class Probe:
         threads: Compute threads inside.
         device: ``cpu`` or ``cuda`` (native only).
         seed: For the input.
+        sealed: The weights are secret: on the disk they lie under a key of this run alone.
 
     Attributes:
         start_s: Seconds from launch until the worker's code ran (enclave and imports).
@@ -71,16 +74,19 @@ class Probe:
         threads: int,
         device: str = "cpu",
         seed: int = 0,
+        sealed: bool = False,
     ) -> None:
         self._own = contextlib.ExitStack()
         self.peak_bytes = 0
+        key = new_key() if sealed else b""
         try:
-            folder = Path(self._own.enter_context(tempfile.TemporaryDirectory(prefix="partopt-p-")))
-            (folder / PROGRAM).write_text(program.to_json())
-            tensors = {n: t.clone().contiguous() for n, t in program.tensors.items()}
-            (folder / WEIGHTS).write_bytes(save(tensors))
+            # What a killed run left there is swept out by the next.
+            place = areas.Place(areas.scratch_folder(), secrets.token_hex(8))
+            self._own.callback(place.leave)
+            folder = place.folder("probe")
+            _write(folder, program, key)
             if backend != "native":
-                _write_template(folder, shape, threads)
+                _write_template(folder, shape, threads, key)
                 if backend == "gramine-sgx":
                     sign(folder, None)
                 manifest = rendered(backend, folder, folder)
@@ -93,7 +99,12 @@ class Probe:
             self._own.callback(self._worker.stop)
             self.start_s = time.perf_counter() - begun
             self._worker.control.send(
-                threads=threads, shape=list(shape), seed=seed, device=device, marks=list(marks)
+                threads=threads,
+                shape=list(shape),
+                seed=seed,
+                device=device,
+                marks=list(marks),
+                key=key.hex(),
             )
             self.load_s = float(self._event("ready")["load_s"])
         except BaseException:
@@ -125,8 +136,14 @@ class Probe:
         return event
 
 
-def _write_template(folder: Path, shape: Sequence[int], threads: int) -> None:
-    seen = rehearse(folder, 0, b"", shape)
+def _write(folder: Path, program: Program, key: bytes) -> None:
+    (folder / PROGRAM).write_text(program.to_json())
+    weights = save({n: t.clone().contiguous() for n, t in program.tensors.items()})
+    (folder / WEIGHTS).write_bytes(seal(weights, key, WEIGHTS) if key else weights)
+
+
+def _write_template(folder: Path, shape: Sequence[int], threads: int, key: bytes) -> None:
+    seen = rehearse(folder, 0, key, shape)
     enclave_size, max_threads = size_enclave(seen, threads)
     worker = GramineWorker(
         module="enclave_runner.inside.probe",

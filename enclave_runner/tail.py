@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from ..errors import PartoptError, ServiceError
+from ..errors import PartoptError, ServiceError, first_line
 from .program.parts import Part, load_program
 from .program.programs import Program
 from .wire.ends import open_end
-from .wire.frames import ANSWER, FAILURE
+from .wire.frames import ANSWER, FAILURE, Header
 from .wire.layouts import DTYPES
 from .wire.messages import Control
 from .wire.start import Start, start_from
@@ -54,9 +54,9 @@ def main(folder: Path) -> None:
 
 
 def _until_left(control: Control) -> None:
-    """End the process with the orchestrator."""
+    """Say that we live when asked; end the process with the orchestrator."""
     while control.read() is not None:
-        pass
+        control.send(event="alive")
     os._exit(0)
 
 
@@ -85,12 +85,24 @@ def serve(end: End, program: Program, device: str) -> None:
             begun = time.perf_counter_ns()
             try:
                 answer, kind = compute(program, tensors, device), ANSWER
-            except (RuntimeError, MemoryError):  # an accelerator out of memory, say
+            except (RuntimeError, MemoryError) as error:  # an accelerator out of memory, say
+                print(first_line(error), flush=True)
                 answer, kind = [], FAILURE
             spent = time.perf_counter_ns() - begun
-            end.send(kind, header.request, answer, batch=header.batch, compute_ns=spent)
+            send(end, kind, header, answer, spent)
         except ServiceError:
             return
+
+
+def send(end: End, kind: int, header: Header, answer: list[torch.Tensor], spent: int) -> None:
+    """Answer a frame; that the answer found no room is an answer too."""
+    try:
+        end.send(kind, header.request, answer, batch=header.batch, compute_ns=spent)
+    except ServiceError as error:
+        if error.code != "no-room":
+            raise
+        print(error, flush=True)  # into the tail's own log
+        end.send(FAILURE, header.request, [], batch=header.batch, compute_ns=spent)
 
 
 if __name__ == "__main__":

@@ -80,12 +80,12 @@ class Handoff:
 def handoff(largest: int) -> Iterator[Handoff]:
     """Open a hand-off for payloads of up to `largest` bytes; the other process is kept for more."""
     granule = -(-max(largest, 1) // GRANULES)
-    folder = areas.claim(areas.shm_folder(f"profile-{os.getpid()}"))
     with _lock:
         process = _running()
-        path, descriptor = areas.create(folder, area_bytes(exchange_of(granule)))
-        os.close(descriptor)
+        place = areas.Place(areas.shm_folder(f"profile-{os.getpid()}"), os.urandom(8).hex())
         try:
+            path, descriptor = place.file("area", area_bytes(exchange_of(granule)))
+            os.close(descriptor)
             with listen() as door:
                 port = door.getsockname()[1]
                 start = Start(
@@ -107,8 +107,7 @@ def handoff(largest: int) -> Iterator[Handoff]:
         except OSError as error:
             raise BackendError("the hand-off's second process did not come; run again") from error
         finally:
-            path.unlink()
-            areas.release(folder)
+            place.leave()
         try:
             yield Handoff(end, granule, process)
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,6 +12,7 @@ from rich.text import Text
 
 from ..enclave_runner.attestation import LABELS
 from ..enclave_runner.bench import STAGES, Measured
+from ..errors import PartoptError
 from ..printable import encodable
 
 _BASELINES = {
@@ -19,8 +22,10 @@ _BASELINES = {
 }
 
 
-def as_dict(backend: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Answers as plain values; times in milliseconds."""
+def as_dict(
+    backend: str, rows: list[dict[str, Any]], failed: Sequence[tuple[Path, PartoptError]] = ()
+) -> dict[str, Any]:
+    """Answers as plain values, and which images got none; times in milliseconds."""
     return {
         "backend": backend,
         "protection": LABELS.get(backend, "unknown"),
@@ -32,6 +37,14 @@ def as_dict(backend: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "client_ms": row["answer"].seconds * 1e3,
             }
             for row in rows
+        ],
+        "failed": [
+            {
+                "input": encodable(str(path)),
+                "code": getattr(error, "code", "unreadable"),
+                "error": encodable(str(error)),
+            }
+            for path, error in failed
         ],
     }
 

@@ -10,6 +10,7 @@ are codes. Threads: one accepts clients, one reads each client, one computes, on
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import hmac
 import os
 import queue
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ...errors import FrameError, PartoptError, ServiceError
+from ...errors import BundleError, FrameError, PartoptError, ServiceError
 from ..program.parts import Part, load_program
 from ..program.programs import Program
 from ..wire.accepted import MAX_CLIENTS
@@ -35,6 +36,9 @@ from ..wire.start import Start, start_from
 from ..wire.transport import End, Exchange, receive_exactly
 from .decoding import decoded
 from .quote import own_quote
+
+_LOCKED = "locked", "the weights are sealed; unlock them with their key"
+_STARTING = "starting", "the weights are being opened; ask again"
 
 
 @dataclass
@@ -86,6 +90,7 @@ class HeadWorker:
             boundary=part.outputs, answer=part.answers, batch=start.batch, slots=start.slots
         )
         self._program: Program | None = None
+        self._opened_by = b""
         self._unlocking = threading.Lock()
         self._waiting: queue.Queue[Request] = queue.Queue(start.queue)
         self._slots = threading.Semaphore(start.slots)
@@ -99,6 +104,7 @@ class HeadWorker:
         """Open the two ports, say so, and serve until the orchestrator goes."""
         for_clients = listen(self._start.host, self._start.port)
         for_tail = listen()
+        _fall_silent(self._control)
         jobs: list[tuple[Any, tuple[Any, ...]]] = [
             (self._accept_clients, (for_clients,)),
             (self._accept_tails, (for_tail,)),
@@ -114,7 +120,7 @@ class HeadWorker:
             tail_port=for_tail.getsockname()[1],
         )
         while self._control.read() is not None:
-            pass
+            self._control.send(event="alive")
 
     # ---- clients
 
@@ -157,7 +163,7 @@ class HeadWorker:
         elif what != "classify":
             session.refuse(request, "unknown", "there is no such request")
         elif self._program is None:
-            session.refuse(request, "locked", "the weights are sealed; unlock them with their key")
+            session.refuse(request, *(_STARTING if self._start.opened else _LOCKED))
         elif len(body) > self._part.limits.image_bytes:
             session.refuse(request, "too-large", "the image has too many bytes")
         else:
@@ -178,7 +184,10 @@ class HeadWorker:
 
     def _load(self, key: bytes) -> None:
         with self._unlocking:
+            digest = hashlib.sha256(key).digest()
             if self._program is not None:
+                if self._part.seal != "none" and not hmac.compare_digest(digest, self._opened_by):
+                    raise BundleError("the weights are open, and this is not the key that did it")
                 return
             begun = time.perf_counter()
             program = load_program(self._folder, self._part, key)
@@ -186,7 +195,7 @@ class HeadWorker:
             for batch in {1, self._start.batch}:
                 for _ in range(2):
                     program(torch.zeros(layout.at(batch)))
-            self._program = program
+            self._program, self._opened_by = program, digest
             self._control.send(event="unlocked", load_s=time.perf_counter() - begun)
 
     # ---- head
@@ -317,6 +326,10 @@ class HeadWorker:
             ]
             times["inside"] = time.perf_counter() - request.since
             body = b"".join(r.contiguous().view(torch.uint8).numpy().tobytes() for r in rows)
+            if len(body) > (most := self._part.limits.image_bytes):  # no message holds it
+                text = f"the answer has {len(body)} bytes; at most {most} are sent"
+                request.session.refuse(request.id, "too-large", text)
+                continue
             request.session.answer({"id": request.id, "times": times}, body)
 
     def _fail(self, number: int, code: str, text: str) -> None:
@@ -345,6 +358,17 @@ def main(folder: Path) -> None:
     except (PartoptError, OSError) as error:
         control.send(event="failed", error=f"{type(error).__name__}: {str(error)[:300]}")
     os._exit(0)
+
+
+def _fall_silent(control: Control) -> None:
+    """Print nothing from now on: a decoder's warning, or a traceback, tells of a client's picture.
+
+    An error's class is reported; the host's log gets no more.
+    """
+    threading.excepthook = lambda args: control.send(event="error", kind=args.exc_type.__name__)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
 
 
 def _backend() -> str:

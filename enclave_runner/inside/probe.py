@@ -3,7 +3,8 @@
     python -m partopt.enclave_runner.inside.probe FOLDER
 
 Started by the same launcher as the head worker, natively or inside Gramine, so that what it
-measures is what the runner will take. It has no secrets: weights are plain and inputs are noise.
+measures is what the runner will take. Inputs are noise; weights that are secret come sealed, with
+their key on the control connection.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors.torch import load
 from ...errors import PartoptError
 from ..program.parts import PROGRAM, WEIGHTS
 from ..program.programs import Program
+from ..program.sealing import unseal
 from ..program.timed import passed
 from ..wire.messages import Control
 
@@ -30,7 +32,9 @@ def main(folder: Path) -> None:
         start = control.read() or {}
         torch.set_num_threads(int(start["threads"]))
         begun = time.perf_counter()
-        program, example = prepare(folder, start["shape"], start["seed"], start["device"])
+        program, example = prepare(
+            folder, start["shape"], start["seed"], start["device"], bytes.fromhex(start["key"])
+        )
         loaded = time.perf_counter() - begun
     except (PartoptError, OSError, KeyError, ValueError, RuntimeError) as error:
         control.send(event="failed", error=f"{type(error).__name__}: {str(error)[:300]}")
@@ -42,10 +46,13 @@ def main(folder: Path) -> None:
     os._exit(0)
 
 
-def prepare(folder: Path, shape: list[int], seed: int, device: str) -> tuple[Program, torch.Tensor]:
-    """The program in `folder` with its weights, and an input of noise."""
+def prepare(
+    folder: Path, shape: list[int], seed: int, device: str, key: bytes
+) -> tuple[Program, torch.Tensor]:
+    """The program in `folder` with its weights, sealed if there is a key; an input of noise."""
     program = Program.from_json((folder / PROGRAM).read_bytes())
-    program.load(load((folder / WEIGHTS).read_bytes()), device)
+    weights = (folder / WEIGHTS).read_bytes()
+    program.load(load(unseal(weights, key, WEIGHTS) if key else weights), device)
     generator = torch.Generator().manual_seed(seed)
     return program, torch.rand(shape, generator=generator).to(device)
 

@@ -101,12 +101,12 @@ def _rehearse_head(folder: Path, batch: int, key: bytes) -> None:
         door.bind(("127.0.0.1", 0))
 
 
-def _rehearse_probe(folder: Path, shape: list[int]) -> None:
+def _rehearse_probe(folder: Path, shape: list[int], key: bytes) -> None:
     """A profile worker's pass."""
     from ..program.timed import passed
     from .probe import prepare
 
-    passed(*prepare(folder, shape, 0, "cpu"), [])
+    passed(*prepare(folder, shape, 0, "cpu", key), [])
 
 
 def main(folder: Path, batch: int, shape: list[int]) -> None:
@@ -115,10 +115,11 @@ def main(folder: Path, batch: int, shape: list[int]) -> None:
     # The worker itself, and not the other one: each file more is one more to trust.
     importlib.import_module(".head" if batch else ".probe", __package__)
     runtime = _memory("VmRSS") - _memory("RssFile")
+    key = bytes.fromhex(sys.stdin.read().strip())
     if batch:
-        _rehearse_head(folder, batch, bytes.fromhex(sys.stdin.read().strip()))
+        _rehearse_head(folder, batch, key)
     else:
-        _rehearse_probe(folder, shape)
+        _rehearse_probe(folder, shape, key)
     libraries = _mapped()
     modules = {
         name

@@ -8,7 +8,7 @@ from .filedrop import FileDrop
 from .shm import SharedMemory
 from .start import Start
 from .tcp import Stream
-from .transport import SPIN_S, End, Exchange
+from .transport import SPIN_S, End, Exchange, Side
 
 
 def open_end(door: socket.socket, exchange: Exchange, start: Start, head: bool) -> End:
@@ -16,10 +16,10 @@ def open_end(door: socket.socket, exchange: Exchange, start: Start, head: bool) 
 
     Inside the head worker other threads have work to do, so it spins for half as long.
     """
-    spin = SPIN_S / 2 if head else SPIN_S
+    side = Side(head=head, instance=int(start.instance, 16), spin=SPIN_S / 2 if head else SPIN_S)
     if start.transport == "shm":
         area = start.area if start.descriptor < 0 else start.descriptor
-        return SharedMemory(door, exchange, head, spin, area)
+        return SharedMemory(door, exchange, side, area)
     if start.transport == "file":
-        return FileDrop(door, exchange, head, spin, start.area)
-    return Stream(door, exchange, head, spin)
+        return FileDrop(door, exchange, side, start.area)
+    return Stream(door, exchange, side)

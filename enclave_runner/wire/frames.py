@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from ...errors import FrameError
 
 BOUNDARY, ANSWER, FAILURE = 1, 2, 3
-_HEADER = struct.Struct("<4sHHQQQII")
-_MAGIC = b"POF1"
+_HEADER = struct.Struct("<4sHHQQQQII")
+_MAGIC = b"POF2"
 HEADER_BYTES = 64
 
 
@@ -26,6 +26,7 @@ class Header:
     Attributes:
         kind: BOUNDARY (head to tail), ANSWER or FAILURE (tail to head).
         batch: Images in the frame.
+        instance: The service that it belongs to.
         number: Position of the frame in its direction, from 1; tells replays.
         request: The run it belongs to.
         compute_ns: The tail's own time, nanoseconds; not to be trusted.
@@ -35,6 +36,7 @@ class Header:
 
     kind: int
     batch: int
+    instance: int
     number: int
     request: int
     compute_ns: int
@@ -47,6 +49,7 @@ class Header:
             _MAGIC,
             self.kind,
             self.batch,
+            self.instance,
             self.number,
             self.request,
             self.compute_ns,
@@ -64,12 +67,14 @@ def unpack(data: bytes) -> Header:
     """
     if len(data) < HEADER_BYTES:
         raise FrameError("truncated", f"a frame's header has {len(data)} bytes, not {HEADER_BYTES}")
-    magic, kind, batch, number, request, compute_ns, length, crc = _HEADER.unpack_from(data)
+    magic, kind, batch, *words = _HEADER.unpack_from(data)
+    instance, number, request, compute_ns, length, crc = words
     if magic != _MAGIC:
         raise FrameError("malformed", "a frame does not begin like one")
     return Header(
         kind=kind,
         batch=batch,
+        instance=instance,
         number=number,
         request=request,
         compute_ns=compute_ns,
@@ -84,20 +89,25 @@ class Expected:
 
     Attributes:
         kinds: Allowed kinds.
-        most: Largest batch.
         per_batch: Body bytes for each batch size, by batch.
+        instance: The service whose frames these are.
+        number: Of the last frame.
     """
 
     kinds: tuple[int, ...]
     per_batch: dict[int, int]
+    instance: int
     number: int = 0
 
     def check(self, header: Header) -> Header:
         """Check a header and count it.
 
         Raises:
-            FrameError: Wrong kind, replayed or skipped, or of a length that its batch has not.
+            FrameError: Of another service, of a wrong kind, replayed or skipped, or of a length
+                that its batch has not.
         """
+        if header.instance != self.instance:
+            raise FrameError("forged", "a frame belongs to another service")
         if header.kind not in self.kinds:
             raise FrameError("unexpected", f"a frame is of kind {header.kind}, not {self.kinds}")
         if header.number != self.number + 1:

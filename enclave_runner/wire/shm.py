@@ -18,7 +18,7 @@ import torch
 
 from .frames import HEADER_BYTES, Header, unpack
 from .layouts import Layout, room, views
-from .transport import End, Exchange, crc, whole_answer
+from .transport import End, Exchange, Side, crc, whole_answer
 
 _PAGE = 4096
 _WORD = {True: 8, False: 16}  # written by head, written by tail
@@ -39,9 +39,9 @@ class SharedMemory(End):
     """One side of the ring; `area` is a path, or a descriptor that was inherited."""
 
     def __init__(
-        self, door: socket.socket, exchange: Exchange, head: bool, spin: float, area: str | int
+        self, door: socket.socket, exchange: Exchange, side: Side, area: str | int
     ) -> None:
-        super().__init__(door, exchange, head, spin)
+        super().__init__(door, exchange, side)
         # Gramine opens shared memory with os.open alone.
         descriptor = os.open(area, os.O_RDWR) if isinstance(area, str) else area
         self._memory = mmap.mmap(descriptor, area_bytes(exchange))
@@ -55,7 +55,7 @@ class SharedMemory(End):
         }
         self._starts = {True: _PAGE, False: _PAGE + exchange.slots * self._strides[True]}
         self._views: dict[tuple[bool, int, int], list[torch.Tensor]] = {}
-        if head:
+        if side.head:
             self._words[_WORD[True]] = self._words[_WORD[False]] = 0
 
     def _slot(self, by_head: bool, number: int) -> int:

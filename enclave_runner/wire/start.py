@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ class Start:
         host, port: Where clients connect (head), or where the head listens for the tail (tail).
         token: What the tail says first, 32 hex digits.
         timeout: Seconds until a silent tail is given up.
+        opened: Whether the orchestrator opens the weights at once: until then the head worker is
+            starting, not locked.
         device: ``cpu`` or ``cuda`` (tail).
         descriptor: Inherited descriptor of the shared memory (tail), or -1.
     """
@@ -37,8 +40,14 @@ class Start:
     port: int
     token: str
     timeout: float = 60.0
+    opened: bool = False
     device: str = "cpu"
     descriptor: int = -1
+
+    @property
+    def instance(self) -> str:
+        """The service's name: 16 hex digits that stand in every frame, and tell no token."""
+        return hashlib.sha256(b"partopt instance" + self.token.encode()).hexdigest()[:16]
 
     def to_event(self) -> dict[str, Any]:
         """As a line on the control connection."""
@@ -74,6 +83,8 @@ def start_from(event: dict[str, Any] | None) -> Start:
     texts = (start.area, start.host, start.token, start.device)
     if any(type(t) is not str or len(t) > 1000 for t in texts) or start.transport not in NAMES:
         raise FrameError("malformed", "the start line has a text that cannot be used")
+    if type(start.opened) is not bool:
+        raise FrameError("malformed", "the start line has no yes or no for opened")
     if type(start.timeout) not in (int, float) or not 0 < start.timeout <= 3600:
         raise FrameError("malformed", "the start line has a timeout out of bounds")
     return start

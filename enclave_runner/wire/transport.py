@@ -41,6 +41,21 @@ class Exchange:
         return {n: room(layouts, n) for n in range(1, self.batch + 1)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """Whose side of the hand-off: the head worker's or not, of which service.
+
+    Attributes:
+        head: Whether this is the head worker's side.
+        instance: The service, in every frame.
+        spin: Seconds to poll before blocking.
+    """
+
+    head: bool
+    instance: int
+    spin: float
+
+
 def lost(who: str) -> ServiceError:
     """The error for a peer that is gone."""
     return ServiceError(f"{who}-lost", f"the {who} worker is gone; it is started again, ask again")
@@ -52,18 +67,19 @@ class End(ABC):
     Args:
         door: Connected socket to the other side.
         exchange: What crosses.
-        head: Whether this is the head worker's side.
-        spin: Seconds to poll before blocking.
+        side: Whose side this is.
     """
 
-    def __init__(self, door: socket.socket, exchange: Exchange, head: bool, spin: float) -> None:
-        self.door, self.exchange, self.head, self.spin = door, exchange, head, spin
+    def __init__(self, door: socket.socket, exchange: Exchange, side: Side) -> None:
+        head = side.head
+        self.door, self.exchange, self.head, self.spin = door, exchange, head, side.spin
+        self._instance = side.instance
         self.sent = 0
         self.peer = "tail" if head else "head"
         kinds = (ANSWER, FAILURE) if head else (BOUNDARY,)
         self.outgoing = exchange.boundary if head else exchange.answer
         self.incoming = exchange.answer if head else exchange.boundary
-        self.expected = Expected(kinds, exchange.rooms(self.incoming))
+        self.expected = Expected(kinds, exchange.rooms(self.incoming), side.instance)
         self._rooms = exchange.rooms(self.outgoing)
         door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         door.setblocking(False)
@@ -97,6 +113,7 @@ class End(ABC):
         header = Header(
             kind=kind,
             batch=batch,
+            instance=self._instance,
             number=self.sent,
             request=request,
             compute_ns=compute_ns,

@@ -111,11 +111,17 @@ class Made:
         options = {"enclave": "native", **options}
         return Service(self.folder, ServeOptions(**options), key=self.key, insecure=True)
 
-    def left_over(self) -> list[Path]:
-        """What services of this bundle left on the host, in shared memory and on disk."""
+    def on_the_host(self) -> list[Path]:
+        """What services of this bundle have on the host, in shared memory and on disk."""
         identity = Part.read(self.folder / "head").weights_sha256[:16]
         folders = [areas.shm_folder(identity), areas.drop_folder(identity)]
         return [p for f in folders if f.exists() for p in (f, *f.iterdir())]
+
+    def left_over(self) -> list[Path]:
+        """Of that, what belongs to no living service; their folder is theirs."""
+        found = self.on_the_host()
+        held = [p for p in found if areas.alive(p.parent, p.name.partition(".")[0])]
+        return [p for p in found if p not in held and p not in {h.parent for h in held}]
 
 
 def png(seed: int = 0, size: int = 48) -> bytes:
@@ -299,9 +305,9 @@ class Crossing:
                 with pytest.raises(ServiceError):
                     client.classify(photo[:100])
             if transport == "shm":
-                size = os.fstat(service._area).st_size
-                crossed["shared memory"] = os.pread(service._area, size, 0)
-            crossed["files"] = b"".join(p.read_bytes() for p in service._drop.glob("*"))
+                shared = service.meeting.descriptor
+                crossed["shared memory"] = os.pread(shared, os.fstat(shared).st_size, 0)
+            crossed["files"] = b"".join(p.read_bytes() for p in service.meeting.drop.glob("*"))
             crossed["client connection"] = bytes(front.kept)
             crossed["tail connection"] = bytes(taps[0].kept)
             crossed["stdout and logs"] = (

@@ -1,12 +1,27 @@
 import json
+import tempfile
 
+from partopt.enclave_runner import bench as module
 from partopt.enclave_runner.bench import STAGES, bench
+from partopt.enclave_runner.bundles.export import SEALED
 from partopt.enclave_runner.orchestrator import ServeOptions
+from partopt.enclave_runner.probing import Probe
+from partopt.enclave_runner.program.parts import WEIGHTS
+from partopt.enclave_runner.program.sealing import unseal
 from partopt.reporting.answers import bench_table
 
 
-def test_bench_measures_every_stage_and_the_other_ways(made, photo):
-    shares = []
+def test_bench_measures_every_stage_and_the_other_ways(made, photo, monkeypatch, tmp_path):
+    """And puts no weight of the head on the disk that it does not seal: it may be killed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shares, kept = [], {}
+
+    class Looked(Probe):
+        def once(self):
+            kept.update({p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()})
+            return super().once()
+
+    monkeypatch.setattr(module, "Probe", Looked)
     found = bench(
         made.folder,
         photo,
@@ -27,3 +42,8 @@ def test_bench_measures_every_stage_and_the_other_ways(made, photo):
     assert len(shares) > 12
     json.dumps(found.as_dict(), allow_nan=False)
     assert bench_table(found) is not None
+    sealed = (made.folder / "head" / SEALED).read_bytes()
+    secret = unseal(sealed, made.key, f"head/{WEIGHTS}")
+    assert len(kept[WEIGHTS]) > len(secret)
+    assert not any(secret[i : i + 32] in kept[WEIGHTS] for i in range(512, len(secret) - 32, 32))
+    assert list(tmp_path.iterdir()) == []

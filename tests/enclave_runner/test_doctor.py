@@ -1,5 +1,7 @@
 import stat
+from types import SimpleNamespace
 
+from partopt.enclave_runner import doctor
 from partopt.enclave_runner.doctor import examine
 from partopt.enclave_runner.presence import detect
 
@@ -18,3 +20,14 @@ def test_gramine_on_the_path(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert detect().version == "Gramine 1.9"
     assert next(f for f in examine() if f.name == "Gramine").state == "ok"
+
+
+def test_too_little_shared_memory_is_missing(monkeypatch):
+    def found(free: int):
+        usage = SimpleNamespace(free=free << 20)
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+        return next(f for f in examine() if f.name == "shared memory")
+
+    assert found(64).state == "ok"
+    assert found(8).state == "missing"
+    assert "--shm-size" in found(8).detail

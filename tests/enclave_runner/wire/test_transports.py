@@ -1,13 +1,16 @@
-import os
 import random
 import resource
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
+from partopt.enclave_runner.tail import send as answer_to
+from partopt.enclave_runner.wire.areas import allocated
 from partopt.enclave_runner.wire.ends import open_end
+from partopt.enclave_runner.wire.filedrop import drop_files
 from partopt.enclave_runner.wire.frames import (
     ANSWER,
     BOUNDARY,
@@ -32,6 +35,18 @@ EXCHANGE = Exchange(
     slots=2,
 )
 
+START = Start(
+    transport="tcp",
+    area="",
+    slots=2,
+    batch=3,
+    threads=1,
+    queue=1,
+    host="",
+    port=0,
+    token="00" * 16,
+)
+
 
 def pair(transport, folder):
     area = str(folder)
@@ -39,17 +54,7 @@ def pair(transport, folder):
         area = str(folder / "area")
         with open(area, "wb") as file:
             file.truncate(area_bytes(EXCHANGE))
-    start = Start(
-        transport=transport,
-        area=area,
-        slots=2,
-        batch=3,
-        threads=1,
-        queue=1,
-        host="",
-        port=0,
-        token="00" * 16,
-    )
+    start = replace(START, transport=transport, area=area)
     with listen() as door:
         theirs = socket.create_connection(door.getsockname())
         ours, _ = door.accept()
@@ -130,6 +135,7 @@ def answer(**changes) -> Header:
     fields = {
         "kind": ANSWER,
         "batch": 1,
+        "instance": int(START.instance, 16),
         "number": 1,
         "request": 1,
         "compute_ns": 0,
@@ -142,6 +148,7 @@ def answer(**changes) -> Header:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
+        ({"instance": 7}, "forged"),
         ({"number": 0}, "replayed"),
         ({"number": 3}, "unexpected"),
         ({"kind": BOUNDARY}, "unexpected"),
@@ -208,11 +215,13 @@ def test_ten_thousand_fuzzed_frames_crash_nothing_and_leak_nothing():
     def one() -> None:
         raw = bytearray(good)
         for _ in range(source.randint(1, 4)):
-            raw[source.randrange(40)] = source.randrange(256)
+            raw[source.randrange(48)] = source.randrange(256)
         if source.random() < 0.1:
             raw = raw[: source.randrange(HEADER_BYTES)]
         try:
-            header = Expected((ANSWER, FAILURE), wanted).check(unpack(bytes(raw)))
+            header = Expected((ANSWER, FAILURE), wanted, int(START.instance, 16)).check(
+                unpack(bytes(raw))
+            )
             check_whole(header, bytes(source.randrange(header.length + 1)))
         except FrameError as error:
             codes.add(error.code)
@@ -226,19 +235,70 @@ def test_ten_thousand_fuzzed_frames_crash_nothing_and_leak_nothing():
     assert codes >= {"malformed", "unexpected", "oversized", "truncated", "torn"}
 
 
-def test_the_area_is_ours_alone(tmp_path):
-    from partopt.enclave_runner.wire import areas
+def test_a_full_disk_is_told_from_a_dead_peer(tmp_path):
+    """Nothing was announced, so that the next frame has the number that is expected."""
+    for name, size in drop_files(EXCHANGE).items():
+        allocated(tmp_path / name, size)
+    head, tail = pair("file", tmp_path)
+    kept = (tmp_path / "boundary-0").rename(tmp_path / "kept")
+    (tmp_path / "boundary-0").symlink_to("/dev/full")
+    with pytest.raises(ServiceError, match=r"cannot be written to .*No space left") as caught:
+        head.send(BOUNDARY, 1, boundary(1), batch=1)
+    assert caught.value.code == "no-room"
+    (tmp_path / "boundary-0").unlink()
+    kept.rename(tmp_path / "boundary-0")
+    head.send(BOUNDARY, 2, boundary(1), batch=1)
+    header, _ = tail.receive(5)
+    (tmp_path / "answer-0").rename(kept)
+    (tmp_path / "answer-0").symlink_to("/dev/full")
+    with pytest.raises(ServiceError) as caught:
+        tail.send(ANSWER, 2, [torch.ones(1, 10)], batch=1)
+    assert caught.value.code == "no-room"
+    (tmp_path / "answer-0").unlink()
+    answer_to(tail, ANSWER, header, [torch.ones(1, 10)], 0)
+    assert head.receive(5)[0].kind == ANSWER
+    head.close()
+    tail.close()
 
-    folder = areas.claim(tmp_path / "partopt-x")
-    assert folder.stat().st_mode & 0o777 == 0o700
-    path, descriptor = areas.create(folder, 100)
-    os.close(descriptor)
-    assert path.stat().st_mode & 0o777 == 0o600
-    areas.release(folder)
-    assert path.exists(), "young files may belong to another service"
-    os.utime(path, (0, 0))
-    areas.release(folder)
-    assert not folder.exists()
-    (tmp_path / "file").touch()
-    with pytest.raises(ServiceError, match="somebody else"):
-        areas.claim(tmp_path / "file")
+
+def test_a_tail_whose_answer_finds_no_room_says_so_and_lives():
+    sent = []
+
+    class Full:
+        def send(self, kind, *rest, **more):
+            sent.append(kind)
+            if kind == ANSWER:
+                raise ServiceError("no-room", "full")
+
+    answer_to(Full(), ANSWER, answer(), [torch.ones(1, 10)], 0)
+    assert sent == [ANSWER, FAILURE]
+
+
+def test_a_slow_reader_tears_no_frame():
+    """The sending side waits as long as it takes, whatever its receiving thread is doing."""
+    big = Exchange(
+        boundary=(Layout("a", (1, 1 << 22), "float32"),), answer=EXCHANGE.answer, batch=1, slots=2
+    )
+    with listen() as door:
+        theirs = socket.create_connection(door.getsockname())
+        ours, _ = door.accept()
+    head, tail = open_end(ours, big, START, True), open_end(theirs, big, START, False)
+    over = threading.Event()
+
+    def take() -> None:
+        while not over.is_set():
+            head.receive(0.05)
+
+    taking = threading.Thread(target=take)
+    taking.start()
+    got = []
+    late = threading.Timer(0.6, lambda: got.append(tail.receive(20)))
+    late.start()
+    sent = torch.arange(1 << 22, dtype=torch.float32)[None]
+    head.send(BOUNDARY, 1, [sent], batch=1)
+    late.join()
+    over.set()
+    taking.join()
+    assert torch.equal(got[0][1][0], sent)
+    head.close()
+    tail.close()
