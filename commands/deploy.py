@@ -42,6 +42,17 @@ Insecure = Annotated[
 Connect = Annotated[
     str | None, typer.Option(help="HOST:PORT of a partopt serve, instead of starting workers")
 ]
+ClientKey = Annotated[
+    Path | None,
+    typer.Option("--client-key", help="Your own key, where the service knows its clients"),
+]
+AcceptTcb = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-tcb",
+        help="State of an SGX platform to accept beside OK, as SW_HARDENING_NEEDED",
+    ),
+]
 
 
 @app.command()
@@ -149,11 +160,14 @@ def run(
     in_flight: InFlight = 2,
     insecure: Insecure = False,
     connect: Connect = None,
+    client_key: ClientKey = None,
+    accept_tcb: AcceptTcb = None,
     top: Annotated[int, typer.Option(help="Classes to show")] = 5,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Classify images with a bundle, its head in the enclave."""
+    from ..enclave_runner.attestation import claimed
     from ..enclave_runner.bundles.bundle import labels_of, read_bundle
     from ..enclave_runner.client import top as best
     from ..reporting.answers import as_dict, table
@@ -163,8 +177,8 @@ def run(
     labels = labels_of(bundle, found)
     rows: list[dict[str, Any]] = []
     if connect is not None:
-        with _client(bundle, connect, insecure) as client:
-            backend = client.hello.backend
+        with _client(bundle, connect, insecure, client_key, accept_tcb) as client:
+            backend = claimed(client.hello.backend, proven=not insecure)
             _classify(client, images, lambda a: best(a, labels, top), rows)
     else:
         options = _options(
@@ -174,9 +188,10 @@ def run(
             threads=threads,
             batch=batch,
             in_flight=in_flight,
+            accept_tcb=accept_tcb,
         )
         with _service(bundle, options, _key(bundle, key), insecure) as service:
-            backend = service.backend
+            backend = claimed(service.backend, proven=not insecure)
             with service.client() as client:
                 _classify(client, images, lambda a: best(a, labels, top), rows)
     if as_json:
@@ -208,6 +223,11 @@ def serve(
     in_flight: InFlight = 2,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more are answered busy")] = 16,
     insecure: Insecure = False,
+    clients: Annotated[
+        Path | None,
+        typer.Option(help="File of the public keys of those who may connect, one a line"),
+    ] = None,
+    accept_tcb: AcceptTcb = None,
     only: Annotated[
         ServiceName | None, typer.Option(help="One of two services that share the work")
     ] = None,
@@ -217,6 +237,8 @@ def serve(
 
     Workers that die are started again.
     """
+    from ..enclave_runner.client_keys import read_clients
+
     options = _options(
         enclave=enclave,
         accelerator=accelerator,
@@ -226,6 +248,8 @@ def serve(
         in_flight=in_flight,
         queue=queue,
         address=_address("listen", listen),
+        clients=read_clients(clients) if clients is not None else (),
+        accept_tcb=accept_tcb,
     )
     with _until_terminated():
         if only == "tail":
@@ -285,16 +309,34 @@ def unlock(
     connect: Annotated[str, typer.Option(help="HOST:PORT of a partopt serve")],
     key: Key = None,
     insecure: Insecure = False,
+    client_key: ClientKey = None,
+    accept_tcb: AcceptTcb = None,
     debug: Debug = False,
 ) -> None:
     """Give a served bundle its weights' key.
 
     The key crosses in the attested session.
     """
+    from ..enclave_runner.attestation import claimed
+
     secret = _key(bundle, key)
-    with _client(bundle, connect, insecure) as client:
+    with _client(bundle, connect, insecure, client_key, accept_tcb) as client:
         client.unlock(secret)
-    tell(f"unlocked; the head runs as {client.hello.backend}")
+    tell(f"unlocked; the head runs as {claimed(client.hello.backend, proven=not insecure)}")
+
+
+@app.command()
+def client_key(
+    path: Annotated[Path, typer.Argument(help="New file for your secret key")],
+    debug: Debug = False,
+) -> None:
+    """Make a key by which a service knows you.
+
+    Prints the public key, for the service's --clients file.
+    """
+    from ..enclave_runner.client_keys import make
+
+    written(make(path) + "\n")
 
 
 @app.command()
@@ -314,6 +356,7 @@ def bench(
     threads: Threads = 1,
     in_flight: InFlight = 2,
     insecure: Insecure = False,
+    accept_tcb: AcceptTcb = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Write JSON")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -339,6 +382,7 @@ def bench(
         transport=transport,
         threads=threads,
         in_flight=in_flight,
+        accept_tcb=accept_tcb,
     )
     with Shown() as shown:
         shown.stage("measuring", None)
@@ -371,6 +415,8 @@ def _options(
     in_flight: int,
     queue: int = 16,
     address: tuple[str, int] = ("127.0.0.1", 0),
+    clients: tuple[str, ...] = (),
+    accept_tcb: list[str] | None = None,
 ) -> ServeOptions:
     from ..arguments.numbers import threads as hold_threads
     from ..arguments.numbers import whole
@@ -391,6 +437,8 @@ def _options(
         queue=queue,
         host=address[0],
         port=address[1],
+        clients=clients,
+        accept_tcb=tuple(accept_tcb or ()),
     )
 
 
@@ -405,15 +453,26 @@ def _service(
     return service
 
 
-def _client(bundle: Path, connect: str, insecure: bool) -> Client:
+def _client(
+    bundle: Path,
+    connect: str,
+    insecure: bool,
+    client_key: Path | None,
+    accept_tcb: list[str] | None,
+) -> Client:
     from ..enclave_runner.attestation import verifier
     from ..enclave_runner.bundles.bundle import read_bundle
     from ..enclave_runner.client import Client
+    from ..enclave_runner.client_keys import read_secret
     from ..enclave_runner.program.parts import Part
 
+    secret = read_secret(client_key) if client_key is not None else None
     part = Part.read(bundle / "head")
-    verify = verifier(read_bundle(bundle).mrenclave, insecure=insecure)
-    return Client(_address("connect", connect), part.answers, part.limits, verify)
+    verify = verifier(
+        read_bundle(bundle).mrenclave, insecure=insecure, accept=tuple(accept_tcb or ())
+    )
+    address = _address("connect", connect)
+    return Client(address, part.answers, part.limits, verify, secret=secret)
 
 
 def _key(bundle: Path, key: Path | None) -> bytes:
@@ -442,7 +501,7 @@ def _address(name: str, text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"`{name}` got {text!r}; use HOST:PORT")
-    return host or "127.0.0.1", int(port)
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import secrets
 import tempfile
 import threading
 import time
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, PartoptError, ServiceError, UsageError
-from .attestation import LABELS, verifier
+from .attestation import LABELS, claimed, verifier
 from .bundles.bundle import parts_of, read_bundle
 from .client import Client
 from .launcher import Started, launch_gramine, launch_python, rendered, resolve_enclave
 from .wire import areas
+from .wire.addresses import is_loopback
 from .wire.messages import TOKEN_BYTES
+from .wire.proofs import public_of
 from .wire.shm import area_bytes
 from .wire.start import Start
 from .wire.transport import NAMES, Exchange
@@ -44,6 +47,8 @@ class ServeOptions:
         queue: Requests that may wait; more are answered "busy".
         host, port: Where clients connect; port 0 takes any.
         timeout: Seconds until a silent tail is given up.
+        clients: Public keys of which a client must have one; none: anybody, on loopback alone.
+        accept_tcb: States of an SGX platform that do beside "OK".
     """
 
     enclave: str = "auto"
@@ -56,10 +61,17 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 0
     timeout: float = 60.0
+    clients: tuple[str, ...] = ()
+    accept_tcb: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.transport not in NAMES:
             raise UsageError(f"`transport` got {self.transport!r}; use {', '.join(NAMES)}")
+        if not self.clients and not is_loopback(self.host):
+            raise UsageError(
+                f"`listen` got the host {self.host!r}, where anybody could connect; name who may "
+                "with --clients FILE"
+            )
         for name, most in (("threads", 1024), ("batch", 1024), ("in_flight", 64), ("queue", 4096)):
             if not 1 <= getattr(self, name) <= most:
                 raise UsageError(f"`{name}` got {getattr(self, name)}; use 1 to {most}")
@@ -110,8 +122,9 @@ class Service:
                 f"`enclave` is {self.backend} ({LABELS[self.backend]}); accept that with "
                 "--insecure-no-attestation"
             )
-        self.label = LABELS[self.backend]
-        self.verify = verifier(self.bundle.mrenclave, insecure=insecure)
+        self.label = LABELS[claimed(self.backend, proven=not insecure)]
+        self.verify = verifier(self.bundle.mrenclave, insecure=insecure, accept=options.accept_tcb)
+        self._secret = secrets.token_bytes(32)  # we are a client of our own, to unlock the weights
         self.exchange = Exchange(
             boundary=self._head_part.outputs,
             answer=self._head_part.answers,
@@ -184,7 +197,8 @@ class Service:
         """A new session from this process."""
         part = self._head_part
         host = "127.0.0.1" if self._options.host in ("0.0.0.0", "") else self._options.host
-        return Client((host, self._port), part.answers, part.limits, self.verify, timeout)
+        at = host, self._port
+        return Client(at, part.answers, part.limits, self.verify, timeout, self._secret)
 
     def wait_ready(self, timeout: float = 300.0) -> None:
         """Wait until both workers are there.
@@ -223,6 +237,8 @@ class Service:
             port=self._port,
             token=self._token,
             timeout=o.timeout,
+            opened=self._key is not None,
+            clients=(public_of(self._secret), *o.clients) if o.clients else (),
         )
         begun = time.perf_counter()
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...errors import FrameError
 from .transport import MAX_SLOTS, NAMES
+
+MAX_KEYS = 800  # a start line has 64 KiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,12 @@ class Start:
         host, port: Where clients connect (head), or where the head listens for the tail (tail).
         token: What the tail says first, 32 hex digits.
         timeout: Seconds until a silent tail is given up.
+        opened: Whether the orchestrator opens the weights at once: until then the head worker is
+            starting, not locked.
         device: ``cpu`` or ``cuda`` (tail).
         descriptor: Inherited descriptor of the shared memory (tail), or -1.
+        clients: Public keys (64 hex digits each) of which a client must have one; none: anybody may
+            connect, on loopback alone.
     """
 
     transport: str
@@ -37,8 +44,10 @@ class Start:
     port: int
     token: str
     timeout: float = 60.0
+    opened: bool = False
     device: str = "cpu"
     descriptor: int = -1
+    clients: tuple[str, ...] = ()
 
     def to_event(self) -> dict[str, Any]:
         """As a line on the control connection."""
@@ -74,6 +83,18 @@ def start_from(event: dict[str, Any] | None) -> Start:
     texts = (start.area, start.host, start.token, start.device)
     if any(type(t) is not str or len(t) > 1000 for t in texts) or start.transport not in NAMES:
         raise FrameError("malformed", "the start line has a text that cannot be used")
+    if type(start.opened) is not bool:
+        raise FrameError("malformed", "the start line has no yes or no for opened")
     if type(start.timeout) not in (int, float) or not 0 < start.timeout <= 3600:
         raise FrameError("malformed", "the start line has a timeout out of bounds")
-    return start
+    return replace(start, clients=_keys(start.clients))
+
+
+def _keys(said: Any) -> tuple[str, ...]:
+    """Clients' public keys, checked."""
+    if not isinstance(said, (list, tuple)) or len(said) > MAX_KEYS:
+        raise FrameError("malformed", "the start line has no list of clients' keys")
+    for key in said:
+        if type(key) is not str or not re.fullmatch("[0-9a-f]{64}", key):
+            raise FrameError("malformed", "the start line has a client's key that is none")
+    return tuple(said)
