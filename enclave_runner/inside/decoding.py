@@ -26,7 +26,7 @@ from .scans import check_scans
 # are what Pillow needs for a JPEG of several pictures, and for EXIF.
 _DECODERS = (BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)
 _ON_DEMAND = (MpoImagePlugin, TiffImagePlugin)
-_LARGE = 4_000_000  # pixels from which on memory is given back
+_LARGE = 2_000_000  # pixels from which on memory is given back
 
 
 def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch.Tensor:

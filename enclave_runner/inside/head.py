@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -69,19 +70,8 @@ class HeadWorker:
         """Open the two ports, say so, and serve until the orchestrator goes."""
         for_clients = listen(self._start.host, self._start.port)
         for_tail = listen()
-        listening = Listening(for_clients, self._welcome(), self)
-        computing = Computing(
-            self._part, self._start, self._weights, self._tails, self._waiting, self._control
-        )
         _fall_silent()
-        jobs: list[Callable[[], None]] = [
-            listening.run,
-            listening.make_quotes,
-            computing.run,
-            self._open_weights,
-            lambda: self._tails.serve(for_tail),
-        ]
-        for job in jobs:
+        for job in self.jobs(for_clients, for_tail):
             threading.Thread(target=self._for_ever, args=(job,), daemon=True).start()
         if self._part.seal == "none":
             self._weights.open(b"")
@@ -92,6 +82,20 @@ class HeadWorker:
         )
         while self._control.read() is not None:
             self._control.send(event="alive")
+
+    def jobs(self, for_clients: socket.socket, for_tail: socket.socket) -> list[Callable[[], None]]:
+        """What the worker does, for ever, each in a thread of its own."""
+        listening = Listening(for_clients, self._welcome(), self)
+        computing = Computing(
+            self._part, self._start, self._weights, self._tails, self._waiting, self._control
+        )
+        return [
+            listening.run,
+            listening.make_quotes,
+            computing.run,
+            self._open_weights,
+            lambda: self._tails.serve(for_tail),
+        ]
 
     def _for_ever(self, job: Callable[[], None]) -> None:
         """A worker without one of its threads would be deaf: it ends, and is started again."""

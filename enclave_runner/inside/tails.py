@@ -168,36 +168,44 @@ def knocking(
         sock.close()
         unknown(why)
 
-    while True:
-        poll = select.poll()
-        for sock in (door, *waiting):
-            poll.register(sock, select.POLLIN)
-        ready = {number for number, _ in poll.poll(500 if waiting else None)}
-        for sock, (said, since) in list(waiting.items()):
-            if sock.fileno() in ready:
-                try:
-                    more = sock.recv(TOKEN_BYTES - len(said))
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    hang_up(sock, error)
-                    continue
-                said += more
-                if not more:
-                    hang_up(sock, FrameError("truncated", "a tail said half of its token"))
-                elif len(said) == TOKEN_BYTES:
-                    if not hmac.compare_digest(said, token):
-                        hang_up(sock, FrameError("forged", "a tail has not the token"))
-                        continue
-                    del waiting[sock]
+    def taken(sock: socket.socket, ready: bool) -> bool:
+        """Listen to one of those that wait; whether it said the token."""
+        said, since = waiting[sock]
+        try:
+            more = sock.recv(TOKEN_BYTES - len(said)) if ready else None
+        except OSError as error:
+            hang_up(sock, error)
+            return False
+        said += more or b""
+        if len(said) == TOKEN_BYTES:
+            if not hmac.compare_digest(said, token):
+                hang_up(sock, FrameError("forged", "a tail has not the token"))
+                return False
+            del waiting[sock]
+            return True
+        if more == b"":
+            hang_up(sock, FrameError("truncated", "a tail said half of its token"))
+        elif time.monotonic() - since > _TOKEN_S:
+            hang_up(sock, TimeoutError("a tail said no token"))
+        return False
+
+    try:
+        while True:
+            poll = select.poll()
+            for sock in (door, *waiting):
+                poll.register(sock, select.POLLIN)
+            ready = {number for number, _ in poll.poll(500 if waiting else None)}
+            for sock in list(waiting):
+                if taken(sock, sock.fileno() in ready):
                     sock.settimeout(_TOKEN_S)
                     yield sock
-            elif time.monotonic() - since > _TOKEN_S:
-                hang_up(sock, TimeoutError("a tail said no token"))
-        if door.fileno() in ready:
-            with contextlib.suppress(OSError):
-                sock, _ = door.accept()
-                sock.setblocking(False)
-                if len(waiting) >= _AT_THE_DOOR:
-                    hang_up(next(iter(waiting)), TimeoutError("too many at the tail's door"))
-                waiting[sock] = bytearray(), time.monotonic()
+            if door.fileno() in ready:
+                with contextlib.suppress(OSError):
+                    sock, _ = door.accept()
+                    sock.setblocking(False)
+                    if len(waiting) >= _AT_THE_DOOR:
+                        hang_up(next(iter(waiting)), TimeoutError("too many at the tail's door"))
+                    waiting[sock] = bytearray(), time.monotonic()
+    finally:
+        for sock in waiting:
+            sock.close()
