@@ -266,6 +266,9 @@ class Listening:
             self._end(session)
         except (OSError, PartoptError):
             self._end(session)
+        except Exception as error:  # a fault of ours, met by one client, ends no other's session
+            self._service.trouble(error)
+            self._end(session)
 
     def _take(self, session: Session) -> None:
         """Handle all of what came that is whole."""

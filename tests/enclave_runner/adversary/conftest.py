@@ -65,7 +65,8 @@ class Inside:
         self.part = Part.read(made.folder / "head")
         settings = {
             **dict(transport="tcp", area="", slots=2, batch=1, threads=1, queue=16),
-            **dict(host="127.0.0.1", port=0, token=TOKEN, timeout=20.0, **start),
+            **dict(host="127.0.0.1", port=0, token=TOKEN, timeout=20.0),
+            **start,
         }
         self.start = Start(**settings)
         self.worker = HeadWorker(

@@ -44,7 +44,11 @@ from partopt.errors import AttestationError, PictureError, ServiceError, Session
 
 from .conftest import QUICK, Echoing, ask, closed, fake_head, many, shaken, until
 
-HELLO = b"POC1" + X25519PrivateKey.from_private_bytes(bytes(range(32))).public_key().public_bytes_raw() + bytes(32)
+HELLO = (
+    b"POC1"
+    + X25519PrivateKey.from_private_bytes(bytes(range(32))).public_key().public_bytes_raw()
+    + bytes(32)
+)
 FEW = replace(QUICK, clients=4, pending=6)
 
 
@@ -272,7 +276,9 @@ def test_quotes_are_made_one_after_the_other_for_whom_they_are(monkeypatch):
     monkeypatch.setattr(quoting, "_QUOTE", Device())
     found = {}
     threads = [
-        threading.Thread(target=lambda d: found.update({d: quoting.own_quote(d)}), args=(bytes([i]),))
+        threading.Thread(
+            target=lambda d: found.update({d: quoting.own_quote(d)}), args=(bytes([i]),)
+        )
         for i in range(16)
     ]
     for thread in threads:
@@ -390,7 +396,11 @@ def test_what_no_option_accepts(library):
     library(result=0xA0FF)
     with pytest.raises(AttestationError, match="0xa0ff"):
         verified_by_dcap(b"", ACCEPTABLE)
-    assert set(RESULTS.values()) - set(ACCEPTABLE) == {"INVALID_SIGNATURE", "REVOKED", "UNSPECIFIED"}
+    assert set(RESULTS.values()) - set(ACCEPTABLE) == {
+        "INVALID_SIGNATURE",
+        "REVOKED",
+        "UNSPECIFIED",
+    }
     for wrong in ("REVOKED", "OK", ""):
         with pytest.raises(UsageError, match="SW_HARDENING_NEEDED"):
             verifier("00", insecure=False, accept=[wrong])
