@@ -177,12 +177,13 @@ class HeadWorker:
         text = str(error)[:300] if isinstance(error, PartoptError) else ""
         self._control.send(event="error", kind=type(error).__name__, text=text)
 
-    def rest(self) -> None:
+    def rest(self) -> bool:
         """See `listening.Service`. Gives memory back once nobody waits for anything."""
-        self._reports.flush()
-        if self._used and self._waiting.is_empty and self._tails.is_idle:
+        idle = self._waiting.is_empty and self._tails.is_idle
+        if self._used and idle:
             self._used = False
             give_back()
+        return self._reports.flush() and idle
 
     # ---- opening weights
 

@@ -53,8 +53,8 @@ class Service(Protocol):
     def trouble(self, error: Exception) -> None:
         """Something of ours failed; for the log."""
 
-    def rest(self) -> None:
-        """Called a few times a second."""
+    def rest(self) -> bool:
+        """Called a few times a second; whether it need not be before something happens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Listening:
         self._selector.register(door, selectors.EVENT_READ, self._newcomers)
         self._selector.register(self._ours, selectors.EVENT_READ, self._woken)
         self._thread = 0
-        self._swept = 0.0
+        self._swept, self._resting = 0.0, False
 
     @property
     def members(self) -> list[Session]:
@@ -116,7 +116,8 @@ class Listening:
 
     def turn(self) -> None:
         """Wait until something happens, or a little while, and deal with it."""
-        for key, events in self._selector.select(_PAUSE_S if self._sessions else None):
+        happened = self._selector.select(None if self._resting else _PAUSE_S)
+        for key, events in happened:
             if not isinstance(key.data, Session):
                 key.data()
             elif not key.data.gone:
@@ -130,7 +131,9 @@ class Listening:
             self._swept = now
             for session in list(self._sessions.values()):
                 self._sweep(session, now)
-            self._service.rest()
+            self._resting = self._service.rest() and not (self._sessions or happened)
+        elif happened:
+            self._resting = False
 
     def make_quotes(self) -> None:
         """Make quotes for ever, one after the other, owners in turn. In a thread of its own."""

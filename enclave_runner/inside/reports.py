@@ -25,8 +25,8 @@ class Reports:
             self._counts[side, code] += 1
         self.flush()
 
-    def flush(self) -> None:
-        """Send the lines that are due."""
+    def flush(self) -> bool:
+        """Send the lines that are due; whether none is left."""
         now = time.monotonic()
         with self._lock:
             due = [k for k in self._counts if now - self._last.get(k, -_EVERY_S) >= _EVERY_S]
@@ -34,3 +34,4 @@ class Reports:
             self._last |= dict.fromkeys(due, now)
         for (side, code), count in lines:
             self._control.send(event="refused", side=side, code=code, count=count)
+        return not self._counts

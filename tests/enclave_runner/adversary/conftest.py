@@ -63,11 +63,8 @@ class Inside:
     def __init__(self, made, *, bounds=QUICK, with_tail=True, unlocked=True, **start) -> None:
         self.made, self.lines = made, Lines()
         self.part = Part.read(made.folder / "head")
-        settings = {
-            **dict(transport="tcp", area="", slots=2, batch=1, threads=1, queue=16),
-            **dict(host="127.0.0.1", port=0, token=TOKEN, timeout=20.0),
-            **start,
-        }
+        settings = {"transport": "tcp", "area": "", "slots": 2, "batch": 1, "threads": 1}
+        settings |= {"queue": 16, "host": "127.0.0.1", "port": 0, "token": TOKEN, **start}
         self.start = Start(**settings)
         self.worker = HeadWorker(
             made.folder / "head", self.part, self.start, "native", self.lines.control
@@ -143,8 +140,8 @@ class Echo:
     def trouble(self, error) -> None:
         self.troubles.append(error)
 
-    def rest(self) -> None:
-        pass
+    def rest(self) -> bool:
+        return True
 
 
 class Echoing:

@@ -1,4 +1,4 @@
-"""Clients that may connect and behave badly: deaf, flooding, leaving, greedy, or with odd pictures."""
+"""Clients that may connect and behave badly: deaf, flooding, leaving, greedy, of odd pictures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ from .conftest import QUICK, Echoing, ask, closed, shaken, until
 class Recorder:
     """AES-GCM that keeps what it encrypted under which key and nonce."""
 
-    used: list[tuple[bytes, bytes]] = []
+    used: ClassVar[list[tuple[bytes, bytes]]] = []
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -149,7 +150,7 @@ def test_a_failed_send_ends_the_receiving_too():
     with a, b:
         channel = Channel(a, b"k" * 32, b"r" * 32, 1 << 24)
         b.shutdown(socket.SHUT_RD)
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match=r"pipe|reset"):
             channel.send(bytes(1 << 20))
         with pytest.raises(ConnectionError):
             channel.receive(5)
@@ -206,7 +207,8 @@ def test_the_one_that_is_owed_most_is_given_up_and_not_the_one_that_is_answered(
     while not outs[0].over:
         assert not outs[1].over
         outs[1].put(bytes(100), None)
-    assert ended.count(0) and owed._bytes[outs[1]] < 6000
+    assert ended.count(0)
+    assert owed._bytes[outs[1]] < 6000
     outs[0].end()
     assert set(owed._bytes) == {outs[1]}
     for pair in socks:
@@ -218,7 +220,7 @@ def test_an_answer_that_no_message_holds_is_an_error_and_not_silence():
     echo = Echoing()
     sock, channel = shaken(echo.address)
     said = ask(channel, "any", bytes=(1 << 20) + 1)
-    assert said["id"] == 1 and said["error"] == "oversized"
+    assert (said["id"], said["error"]) == (1, "oversized")
     assert ask(channel, "any", 2)["id"] == 2
     sock.close()
 
@@ -248,7 +250,7 @@ def test_a_newcomer_finds_room_in_a_full_queue():
     assert queue.put(late) == [mine[3]]
     taken = [queue.take(0) for _ in range(4)]
     assert late in taken[:2]
-    assert queue.take(0) is None and queue.is_empty
+    assert queue.take(0) is None
 
 
 def test_bytes_that_wait_are_bounded_and_the_largest_share_goes():
@@ -272,12 +274,13 @@ def test_who_leaves_leaves_nothing():
     assert queue.leave(one) == [items[0], items[2]]
     assert queue.leave(one) == []
     assert queue.take(0) is items[1]
-    assert queue.leave(two) == [] and queue.is_empty and not queue._owners
+    assert queue.leave(two) == []
+    assert not queue._owners
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_computing_time_is_shared(seed):
-    """Owners and their sessions who always want more get equal time, whatever their requests cost."""
+    """Owners and sessions that always want more get equal time, whatever their requests cost."""
     source = random.Random(seed)
     queue: FairQueue[Item] = FairQueue(1000, 1 << 30)
     askers = [Asker(o) for o in "aaab"]
@@ -548,15 +551,14 @@ def test_warnings_about_a_picture_are_not_printed(start_inside, capfd, photo):
     worker = start_inside()
     with worker.client() as client, pytest.raises(ServiceError):
         client.classify(photo[: len(photo) // 2])
-    out, err = capfd.readouterr()
-    assert out == "" and err == ""
+    assert capfd.readouterr() == ("", "")
 
 
 def test_answers_that_lie_about_their_size_or_times_are_refused(inside, photo):
     """A head worker of somebody else, behind a session that holds."""
     with inside.client() as client:
         number = client.submit(photo)
-        head, body, came = client._came_for(number)
+        head, body, _ = client._came_for(number)
         for bad, what in (
             ((head, body + b"\0"), "size"),
             (({**head, "times": [1]}, body), "times"),
@@ -616,3 +618,17 @@ def test_a_fault_of_ours_ends_the_session_that_met_it_alone(monkeypatch):
     assert [type(e) for e in echo.service.troubles] == [KeyError]
     for each in (sock, other_sock):
         each.close()
+
+
+def test_memory_is_given_back_after_the_last_has_left(monkeypatch):
+    """Not only when the next one comes: the worker rests once there is nothing left to be done."""
+    echo, alone = Echoing(), []
+    monkeypatch.setattr(
+        echo.service, "rest", lambda: alone.append(not echo.listening._sessions) or True
+    )
+    sock, channel = shaken(echo.address)
+    ask(channel, "any")
+    assert True not in alone
+    sock.close()
+    assert until(lambda: True in alone, 3)
+    assert until(lambda: echo.listening._resting, 3)

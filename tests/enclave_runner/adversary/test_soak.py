@@ -1,4 +1,4 @@
-"""Sixteen honest clients beside each attacker: answered or refused in time, and nothing stays behind.
+"""Sixteen honest clients beside each attacker: answered or refused in time, nothing left behind.
 
 Against a service as it is deployed, both workers in processes of their own. The short version runs
 each attacker for a moment; ``make test-slow`` for a minute.

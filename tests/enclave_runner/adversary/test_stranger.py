@@ -85,7 +85,7 @@ def test_a_frame_has_a_deadline_however_busily_it_dribbles():
     sock, channel = shaken(echo.address)
     frame = channel._out.seal(bytes(100))
     begun = time.monotonic()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=r"pipe|reset"):
         for byte in frame * 100:
             sock.sendall(bytes([byte]))
             time.sleep(0.02)
@@ -532,12 +532,10 @@ def test_on_loopback_they_need_not_and_no_resolver_is_needed(host, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", none)
     ServeOptions(host=host)
     assert is_loopback(host)
-    try:
-        door = listen(host)
-    except OSError as error:
-        assert ":" in host and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    if ":" in host and not os.path.exists("/proc/net/if_inet6"):
         pytest.skip("no IPv6 here")
-    door.close()
+    with listen(host) as door:
+        assert door.getsockname()[0] in ("127.0.0.1", "::1")
 
 
 def test_other_names_are_refused():
