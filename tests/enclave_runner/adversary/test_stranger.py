@@ -14,8 +14,10 @@ import time
 from dataclasses import dataclass, replace
 
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from partopt import cli
 from partopt.enclave_runner.attestation import (
     ACCEPTABLE,
     CLAIMED,
@@ -34,7 +36,7 @@ from partopt.enclave_runner.inside.places import gives_way, oldest_of_greediest
 from partopt.enclave_runner.inside.scans import check_scans
 from partopt.enclave_runner.inside.tails import knocking
 from partopt.enclave_runner.orchestrator import ServeOptions
-from partopt.enclave_runner.program.parts import Limits
+from partopt.enclave_runner.program.parts import Limits, Part
 from partopt.enclave_runner.wire.accepted import BYTES_PER_PIXEL, MAX_SCANS, REFUSALS
 from partopt.enclave_runner.wire.addresses import is_loopback, literal
 from partopt.enclave_runner.wire.messages import encode, listen
@@ -86,7 +88,7 @@ def test_a_frame_has_a_deadline_however_busily_it_dribbles():
     frame = channel._out.seal(bytes(100))
     begun = time.monotonic()
     with pytest.raises(OSError, match=r"pipe|reset"):
-        for byte in frame * 100:
+        for byte in frame * 2:
             sock.sendall(bytes([byte]))
             time.sleep(0.02)
     assert time.monotonic() - begun < QUICK.frame + 1.5
@@ -589,7 +591,7 @@ MEASURE = """
 import sys, io, torch
 from PIL import Image
 from partopt.enclave_runner.inside.decoding import decoded
-from partopt.enclave_runner.program.parts import Limits
+from partopt.enclave_runner.program.parts import Limits, Part
 from partopt.preprocessing import Preprocessing
 torch.set_num_threads(1)
 def field(name):
@@ -634,3 +636,36 @@ def test_memory_for_a_pixel_is_what_the_enclave_is_sized_for():
     for name, each, left in found:
         assert 5 < float(each) < BYTES_PER_PIXEL, name
         assert int(left) < 24, name
+
+
+def test_a_service_for_others_than_this_machine_from_the_command_line(
+    made, photo, tmp_path, serving, keys, capsys
+):
+    """A key is made, pinned and used; who has none is told so by name."""
+    assert cli.run(["client-key", str(tmp_path / "yours")]) == 0
+    told = capsys.readouterr().out
+    (tmp_path / "more").write_text((tmp_path / "clients").read_text() + told)
+    key = str(made.folder.with_name("bundle.key"))
+    more = ["--key", key, "--listen", "0.0.0.0:0", "--clients", str(tmp_path / "more")]
+    _, address = serving(*more)
+    port = int(address.rpartition(":")[2])
+    part = Part.read(made.folder / "head")
+
+    def client(secret) -> Client:
+        at = "127.0.0.1", port
+        return Client(at, part.answers, part.limits, lambda hello: None, 30, secret)
+
+    for secret in (keys[0], read_secret(tmp_path / "yours")):
+        with client(secret) as mine:
+            assert torch.equal(mine.classify(photo).tensors[0], made.logits(photo))
+    for secret in (None, bytes(32)):
+        with pytest.raises(ServiceError) as caught:
+            client(secret)
+        assert caught.value.code == "client-unknown"
+    (tmp_path / "photo.png").write_bytes(photo)
+    command = ["run", str(made.folder), "--input", str(tmp_path / "photo.png"), "--json"]
+    command += ["--connect", f"127.0.0.1:{port}", "--insecure-no-attestation"]
+    assert cli.run([*command, "--client-key", str(tmp_path / "yours")]) == 0
+    assert "NO PROTECTION" in capsys.readouterr().out
+    assert cli.run(command) == 1
+    assert "--client-key" in capsys.readouterr().err
