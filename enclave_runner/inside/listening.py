@@ -212,6 +212,7 @@ class Listening:
 
     def _agree(self, session: Session, proof: bytes | None) -> None:
         """Answer a handshake with its quote; None: it could not be made."""
+        self._quotes.leave(session)
         if session.gone or session.accepting is None:
             return
         if proof is None:
@@ -349,8 +350,7 @@ class Listening:
             self._selector.unregister(session.sock)
         self._sessions.pop(session.sock.fileno(), None)
         session.end(code)
-        if session.accepting is not None:
-            self._quotes.leave(session)
+        self._quotes.leave(session)
         if session.member:
             self._service.left(session)
 

@@ -313,6 +313,7 @@ def test_all_of_several_clients_get_their_quote():
     for thread in threads:
         thread.join(20)
     assert codes == ["1"] * 12
+    assert echo.listening._quotes._owners == {}, "nothing is kept of a quote that was made"
 
 
 def test_a_storm_for_quotes_is_bounded_and_others_wait_their_turn():
