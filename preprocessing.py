@@ -6,9 +6,10 @@ becomes pixels.
 
 Memory and time are bounded by the decoded picture and the crop. Scaling the short side of a thin
 picture up makes its long side enormous (1x8000 pixels become 256x2,048,000), and the crop keeps a
-sliver of it. Beyond `_GROWTH` times the decoded pixels *and* an aspect ratio of `_ASPECT`, only the
-rows and columns that the crop keeps are computed, with the same weights in double precision: where
-two levels tie, one may be taken for the other. Below that, pixels are bit for bit torchvision's.
+sliver of it. Where the resized picture has more pixels than the decoded one *and* an aspect ratio
+beyond `_ASPECT`, only the rows and columns that the crop keeps are computed, with the same weights
+in double precision: where two levels tie, one may be taken for the other. Below that, pixels are
+bit for bit torchvision's, of one channel at a time: a float copy of all three would be the peak.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from PIL import Image
 from .errors import PictureError
 from .pixels import rgb
 
-_GROWTH, _ASPECT = 4, 64
+_ASPECT = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -78,7 +79,8 @@ class Preprocessing:
             top, down = _weights(tensor.shape[-2], target[0], rows, self.interpolation)
             tensor = _to_bytes(down @ (tensor[:, top, left].double() @ across.T))
         else:
-            tensor = _to_bytes(_scaled(tensor, target, self.interpolation)[:, rows, columns])
+            scaled = (_scaled(c, target, self.interpolation)[rows, columns] for c in tensor)
+            tensor = torch.stack([_to_bytes(channel) for channel in scaled])
         y, x = (self.input_size - n for n in tensor.shape[-2:])
         if y or x:
             pad = [x // 2, (x + 1) // 2, y // 2, (y + 1) // 2]
@@ -93,7 +95,7 @@ class Preprocessing:
     def _is_thin(self, height: int, width: int) -> bool:
         """Whether the resized picture would be out of all proportion to the decoded one."""
         resized = math.prod(self._target(height, width))
-        return resized > max(_GROWTH * height * width, _ASPECT * self.resize**2)
+        return resized > max(height * width, _ASPECT * self.resize**2)
 
     def normalise(self, unit: torch.Tensor) -> torch.Tensor:
         """Map RGB in [0, 1], shape (N, 3, H, W), to the model's input."""
@@ -116,10 +118,10 @@ def _kept(length: int, side: int) -> slice:
     return slice(start, min(length, start + side))
 
 
-def _scaled(tensor: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+def _scaled(channel: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
     return torch.nn.functional.interpolate(
-        tensor[None].float(), size=size, mode=mode, align_corners=False, antialias=True
-    )[0]
+        channel[None, None].float(), size=size, mode=mode, align_corners=False, antialias=True
+    )[0, 0]
 
 
 def _to_bytes(levels: torch.Tensor) -> torch.Tensor:

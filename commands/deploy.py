@@ -44,6 +44,17 @@ Insecure = Annotated[
 Connect = Annotated[
     str | None, typer.Option(help="HOST:PORT of a partopt serve, instead of starting workers")
 ]
+ClientKey = Annotated[
+    Path | None,
+    typer.Option("--client-key", help="Your own key, where the service knows its clients"),
+]
+AcceptTcb = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-tcb",
+        help="State of an SGX platform to accept beside OK, as SW_HARDENING_NEEDED",
+    ),
+]
 
 
 @app.command()
@@ -153,12 +164,15 @@ def run(
     in_flight: InFlight = 2,
     insecure: Insecure = False,
     connect: Connect = None,
+    client_key: ClientKey = None,
+    accept_tcb: AcceptTcb = None,
     top: Annotated[int, typer.Option(help="Classes to show")] = 5,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Classify images with a bundle, its head in the enclave."""
     from ..enclave_runner.asking import ask_all
+    from ..enclave_runner.attestation import claimed
     from ..enclave_runner.bundles.bundle import labels_of, read_bundle
     from ..enclave_runner.client import Answer
     from ..enclave_runner.client import top as best
@@ -182,8 +196,8 @@ def run(
 
     with _until_terminated(_TERMINATED):
         if connect is not None:
-            with _client(bundle, connect, insecure) as client:
-                backend = client.hello.backend
+            with _client(bundle, connect, insecure, client_key, accept_tcb) as client:
+                backend = claimed(client.hello.backend, proven=not insecure)
                 classify(client, ServeOptions.queue)
         else:
             options = _options(
@@ -193,9 +207,10 @@ def run(
                 threads=threads,
                 batch=batch,
                 in_flight=in_flight,
+                accept_tcb=accept_tcb,
             )
             with _service(bundle, options, _key(bundle, key), insecure) as service:
-                backend = service.backend
+                backend = claimed(service.backend, proven=not insecure)
                 with service.client() as client:
                     classify(client, options.queue)
     if as_json:
@@ -227,6 +242,11 @@ def serve(
     in_flight: InFlight = 2,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more are answered busy")] = 16,
     insecure: Insecure = False,
+    clients: Annotated[
+        Path | None,
+        typer.Option(help="File of the public keys of those who may connect, one a line"),
+    ] = None,
+    accept_tcb: AcceptTcb = None,
     only: Annotated[
         ServiceName | None, typer.Option(help="One of two services that share the work")
     ] = None,
@@ -249,6 +269,7 @@ def serve(
 
     from ..arguments.addresses import numeric
     from ..arguments.numbers import whole
+    from ..enclave_runner.client_keys import read_clients
 
     whole("queue", queue, 0)
     host, port = numeric("listen", listen)
@@ -260,6 +281,7 @@ def serve(
             threads=threads,
             batch=batch,
             in_flight=in_flight,
+            accept_tcb=accept_tcb,
         ),
         queue=queue,
         host=host,
@@ -267,6 +289,7 @@ def serve(
         timeout=timeout,
         start_timeout=start_timeout,
         logs=logs,
+        clients=read_clients(clients) if clients is not None else (),
     )
     with _until_terminated(0):
         if only == "tail":
@@ -344,16 +367,34 @@ def unlock(
     connect: Annotated[str, typer.Option(help="HOST:PORT of a partopt serve")],
     key: Key = None,
     insecure: Insecure = False,
+    client_key: ClientKey = None,
+    accept_tcb: AcceptTcb = None,
     debug: Debug = False,
 ) -> None:
     """Give a served bundle its weights' key.
 
     The key crosses in the attested session.
     """
+    from ..enclave_runner.attestation import claimed
+
     secret = _key(bundle, key)
-    with _client(bundle, connect, insecure) as client:
+    with _client(bundle, connect, insecure, client_key, accept_tcb) as client:
         client.unlock(secret)
-    tell(f"unlocked; the head runs as {client.hello.backend}")
+    tell(f"unlocked; the head runs as {claimed(client.hello.backend, proven=not insecure)}")
+
+
+@app.command()
+def client_key(
+    path: Annotated[Path, typer.Argument(help="New file for your secret key")],
+    debug: Debug = False,
+) -> None:
+    """Make a key by which a service knows you.
+
+    Prints the public key, for the service's --clients file.
+    """
+    from ..enclave_runner.client_keys import make
+
+    written(make(path) + "\n")
 
 
 @app.command()
@@ -373,6 +414,7 @@ def bench(
     threads: Threads = 1,
     in_flight: InFlight = 2,
     insecure: Insecure = False,
+    accept_tcb: AcceptTcb = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Write JSON")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -398,6 +440,7 @@ def bench(
         transport=transport,
         threads=threads,
         in_flight=in_flight,
+        accept_tcb=accept_tcb,
     )
     with _until_terminated(_TERMINATED), Shown() as shown:
         shown.stage("measuring", None)
@@ -428,6 +471,7 @@ def _options(
     threads: int,
     batch: int = 1,
     in_flight: int,
+    accept_tcb: list[str] | None = None,
 ) -> ServeOptions:
     from ..arguments.numbers import threads as hold_threads
     from ..arguments.numbers import whole
@@ -444,6 +488,7 @@ def _options(
         threads=threads,
         batch=batch,
         in_flight=in_flight,
+        accept_tcb=tuple(accept_tcb or ()),
     )
 
 
@@ -472,16 +517,27 @@ def _service(
         raise
 
 
-def _client(bundle: Path, connect: str, insecure: bool) -> Client:
+def _client(
+    bundle: Path,
+    connect: str,
+    insecure: bool,
+    client_key: Path | None,
+    accept_tcb: list[str] | None,
+) -> Client:
     from ..arguments.addresses import address
     from ..enclave_runner.attestation import verifier
     from ..enclave_runner.bundles.bundle import read_bundle
     from ..enclave_runner.client import Client
+    from ..enclave_runner.client_keys import read_secret
     from ..enclave_runner.program.parts import Part
 
+    secret = read_secret(client_key) if client_key is not None else None
     part = Part.read(bundle / "head")
-    verify = verifier(read_bundle(bundle).mrenclave, insecure=insecure)
-    return Client(address("connect", connect), part.answers, part.limits, verify)
+    verify = verifier(
+        read_bundle(bundle).mrenclave, insecure=insecure, accept=tuple(accept_tcb or ())
+    )
+    at = address("connect", connect)
+    return Client(at, part.answers, part.limits, verify, secret=secret)
 
 
 def _key(bundle: Path, key: Path | None) -> bytes:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from ..errors import AttestationError
+from ..errors import AttestationError, UsageError
+from .wire.accepted import BACKENDS
 from .wire.session import Hello
 
 _BODY = 48  # bytes of the quote's header
@@ -23,11 +24,37 @@ _ATTRIBUTES, _MRENCLAVE, _MRSIGNER, _USER = _BODY + 48, _BODY + 64, _BODY + 128,
 _SHORTEST = _BODY + 384 + 4
 _DEBUG = 0x2
 
+CLAIMED = "gramine-sgx (claimed, not proven)"
 LABELS = {
     "gramine-sgx": "SGX enclave: the host sees boundary tensors and answers, not images or weights",
     "gramine-direct": "NO PROTECTION: Gramine without SGX, the host can read everything",
     "native": "NO PROTECTION: an ordinary process, the host can read everything",
+    CLAIMED: "NO PROTECTION PROVEN: it claims to be an SGX enclave, the host may read everything",
+    "unknown": "NO PROTECTION PROVEN: it does not say what it is, the host may read everything",
 }
+# What Intel's library may say of a platform (sgx_ql_qv_result_t), "OK" aside.
+_BASE = 0xA000
+RESULTS = {
+    _BASE + 1: "CONFIG_NEEDED",
+    _BASE + 2: "OUT_OF_DATE",
+    _BASE + 3: "OUT_OF_DATE_CONFIG_NEEDED",
+    _BASE + 4: "INVALID_SIGNATURE",
+    _BASE + 5: "REVOKED",
+    _BASE + 6: "UNSPECIFIED",
+    _BASE + 7: "SW_HARDENING_NEEDED",
+    _BASE + 8: "CONFIG_AND_SW_HARDENING_NEEDED",
+}
+# Those of a genuine enclave on a platform whose state the client may accept.
+ACCEPTABLE = tuple(
+    name for name in RESULTS.values() if name not in ("INVALID_SIGNATURE", "REVOKED", "UNSPECIFIED")
+)
+
+
+def claimed(backend: str, *, proven: bool) -> str:
+    """The key of `LABELS` for what a head worker says that it runs in."""
+    if backend not in BACKENDS:
+        return "unknown"
+    return CLAIMED if backend == "gramine-sgx" and not proven else backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +84,15 @@ def parse(quote: bytes) -> Quote:
     )
 
 
-def verified_by_dcap(quote: bytes) -> None:
+def verified_by_dcap(quote: bytes, accept: Collection[str] = ()) -> None:
     """Let Intel's library check signature, certificates and platform state.
 
+    Args:
+        quote: The quote.
+        accept: Names of `ACCEPTABLE` that do, beside "OK".
+
     Raises:
-        AttestationError: The library is missing, or does not answer "OK".
+        AttestationError: The library is missing, or answers anything else.
     """
     name = ctypes.util.find_library("sgx_dcap_quoteverify")
     if name is None:
@@ -82,26 +113,44 @@ def verified_by_dcap(quote: bytes) -> None:
         ctypes.c_uint32(0),
         None,
     )
-    if code != 0 or result.value != 0 or expired.value != 0:
+    if code != 0:
         raise AttestationError(
-            f"the quote is refused: library code {code:#x}, result {result.value:#x}, collateral "
-            f"{'expired' if expired.value else 'valid'}; update the platform or its collateral"
+            f"the quote is refused: the library failed with code {code & 0xFFFFFFFF:#x} (see "
+            "quote3_error_t in sgx_ql_lib_common.h); check the client's access to collateral (PCCS)"
         )
+    if expired.value != 0:
+        raise AttestationError("the quote is refused: its collateral has expired; renew it")
+    said = RESULTS.get(result.value, f"{result.value:#x}, which is no known result")
+    if result.value == 0 or (said in ACCEPTABLE and said in accept):
+        return
+    how = f", or accept it with --accept-tcb {said}" if said in ACCEPTABLE else ""
+    raise AttestationError(
+        f"the quote is refused: the platform's state is {said}; update the platform{how}"
+    )
 
 
 def verifier(
     mrenclave: str | None,
     *,
     insecure: bool,
-    by_library: Callable[[bytes], None] = verified_by_dcap,
+    accept: Collection[str] = (),
+    by_library: Callable[[bytes], None] | None = None,
 ) -> Callable[[Hello], None]:
     """What a client demands of a head worker.
 
     Args:
         mrenclave: The measurement in the bundle, hexadecimal; None if it was never signed.
         insecure: Go on without proof (``--insecure-no-attestation``).
-        by_library: Checks the quote's signature.
+        accept: Names of `ACCEPTABLE` that are as good as "OK" (``--accept-tcb``).
+        by_library: Checks the quote's signature; None: `verified_by_dcap`.
+
+    Raises:
+        UsageError: `accept` names something else.
     """
+    for name in accept:
+        if name not in ACCEPTABLE:
+            raise UsageError(f"`accept-tcb` got {name!r}; use {', '.join(ACCEPTABLE)}")
+    check = by_library or (lambda quote: verified_by_dcap(quote, accept))
 
     def verify(hello: Hello) -> None:
         if insecure:
@@ -126,6 +175,6 @@ def verifier(
             raise AttestationError("the enclave is in debug mode: the host can read it; sign anew")
         if quote.report_data != hello.report_data:
             raise AttestationError("the quote belongs to another handshake; connect again")
-        by_library(hello.quote)
+        check(hello.quote)
 
     return verify

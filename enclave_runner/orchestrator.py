@@ -7,6 +7,7 @@ ciphertext, boundary tensors and answers, never a key: weights are unlocked over
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from ..errors import BackendError, PartoptError, ServiceError, UsageError
 from . import notes
-from .attestation import LABELS, verifier
+from .attestation import LABELS, claimed, verifier
 from .bundles.bundle import FILE, digest, parts_of, read_bundle
 from .client import Client
 from .hearing import EVERY_S, Hearing, News, Worker
@@ -24,6 +25,7 @@ from .launcher import Started, launch_gramine, launch_python, rendered, resolve_
 from .meeting import Meeting
 from .serve_options import ServeOptions as ServeOptions
 from .wire.messages import TOKEN_BYTES
+from .wire.proofs import public_of
 from .wire.start import Start
 from .wire.transport import Exchange
 
@@ -78,8 +80,9 @@ class Service:
                 f"`enclave` is {self.backend} ({LABELS[self.backend]}); accept that with "
                 "--insecure-no-attestation"
             )
-        self.label = LABELS[self.backend]
-        self.verify = verifier(self.bundle.mrenclave, insecure=insecure)
+        self.label = LABELS[claimed(self.backend, proven=not insecure)]
+        self.verify = verifier(self.bundle.mrenclave, insecure=insecure, accept=options.accept_tcb)
+        self._secret = secrets.token_bytes(32)  # we are a client of our own, to unlock the weights
         self.exchange = Exchange(
             boundary=self._head_part.outputs,
             answer=self._head_part.answers,
@@ -98,6 +101,7 @@ class Service:
             token=os.urandom(TOKEN_BYTES).hex(),
             timeout=options.timeout,
             opened=key is not None or self._head_part.seal == "none",
+            clients=(public_of(self._secret), *options.clients) if options.clients else (),
         )
         self._token = self._start.token
         self.meeting = Meeting(
@@ -170,8 +174,8 @@ class Service:
     def client(self, timeout: float = 120.0) -> Client:
         """A new session from this process."""
         part = self._head_part
-        host = _ANY.get(self._options.host, self._options.host)
-        return Client((host, self._port), part.answers, part.limits, self.verify, timeout)
+        at = _ANY.get(self._options.host, self._options.host), self._port
+        return Client(at, part.answers, part.limits, self.verify, timeout, self._secret)
 
     def wait_ready(self, timeout: float = 300.0) -> None:
         """Wait until both workers are there.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .launcher import How
+from .wire.addresses import is_loopback
 from .wire.transport import NAMES
 
 
@@ -27,6 +28,8 @@ class ServeOptions:
         timeout: Seconds until a worker that says nothing, or a tail that does not answer, is taken
             for hung and started again.
         start_timeout: Seconds that a worker's start may take, and then its loading.
+        clients: Public keys of which a client must have one; none: anybody, on loopback alone.
+        accept_tcb: States of an SGX platform that do beside "OK".
         logs: Folder for what the workers print, ``head.log`` and ``tail.log``; or None.
     """
 
@@ -41,11 +44,18 @@ class ServeOptions:
     port: int = 0
     timeout: float = 60.0
     start_timeout: float = 300.0
+    clients: tuple[str, ...] = ()
+    accept_tcb: tuple[str, ...] = ()
     logs: Path | None = None
 
     def __post_init__(self) -> None:
         if self.transport not in NAMES:
             raise UsageError(f"`transport` got {self.transport!r}; use {', '.join(NAMES)}")
+        if not self.clients and not is_loopback(self.host):
+            raise UsageError(
+                f"`listen` got the host {self.host!r}, where anybody could connect; name who may "
+                "with --clients FILE"
+            )
         for name, most in (("threads", 1024), ("batch", 1024), ("in_flight", 64), ("queue", 4096)):
             if not 1 <= getattr(self, name) <= most:
                 raise UsageError(f"`{name}` got {getattr(self, name)}; use 1 to {most}")

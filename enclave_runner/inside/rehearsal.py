@@ -32,6 +32,7 @@ import threading
 from collections.abc import Iterator
 from importlib.util import source_from_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -65,20 +66,31 @@ def _pictures(side: int) -> Iterator[bytes]:
     plain = Image.new("RGB", (side + 9, side))
     turned = Image.Exif()
     turned[0x0112] = 6
-    png = [("PNG", mode) for mode in ("I;16", "P", "RGBA", "RGB")]
-    webp = [("WEBP", mode) for mode in ("RGBA", "RGB")]
-    for kind, mode in [("JPEG", "CMYK"), *png, *webp, ("BMP", "RGB"), ("JPEG", "RGB")]:
-        data = io.BytesIO()
+    modes = {
+        "PNG": ("I;16", "P", "1", "L", "LA", "RGBA", "RGB"),
+        "WEBP": ("RGBA", "RGB"),
+        "BMP": ("P", "1", "L", "RGB"),
+        "JPEG": ("CMYK", "L", "RGB"),
+    }
+    kinds: list[tuple[str, str, dict[str, Any]]] = [
+        ("MPO", "RGB", {"save_all": True, "append_images": [plain]}),
+        ("WEBP", "RGB", {"lossless": True}),
+        *(("JPEG", mode, {"progressive": True}) for mode in ("CMYK", "RGB")),
+        *((kind, mode, {}) for kind, several in modes.items() for mode in several),
+    ]
+    for kind, mode, how in kinds:
         picture = Image.new(mode, plain.size) if mode == "I;16" else plain.convert(mode)
-        exif = {} if kind == "BMP" else {"exif": turned.tobytes()}
-        picture.save(data, kind, **exif)
-        yield data.getvalue()
+        for exif in [{}] if kind == "BMP" else [{}, {"exif": turned.tobytes()}]:
+            data = io.BytesIO()
+            picture.save(data, kind, **how, **exif)
+            yield data.getvalue()
 
 
 def _rehearse_head(folder: Path, batch: int, key: bytes) -> None:
     """All that a head worker does with an image."""
     from ..program.parts import Part, load_program
     from ..wire.messages import decode, encode
+    from ..wire.proofs import proof, proven
     from ..wire.session import accept, connect
     from .decoding import decoded
 
@@ -97,8 +109,19 @@ def _rehearse_head(folder: Path, batch: int, key: bytes) -> None:
     connect(ours, lambda hello: None, 1 << 16)[0].send(encode({"id": 1}))
     thread.join()
     decode(encode({"id": 1}))
+    proven(proof(bytes(32), b""), b"")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as door:
         door.bind(("127.0.0.1", 0))
+
+
+def _clients_worst(folder: Path) -> int:
+    """Memory that clients may make a head worker take, beyond what was rehearsed."""
+    from ..program.parts import Part
+    from ..wire.accepted import worst_case_bytes
+
+    part = Part.read(folder)
+    answer = sum(layout.nbytes(1) for layout in part.answers)
+    return worst_case_bytes(part.limits.image_pixels, part.limits.image_bytes, answer)
 
 
 def _rehearse_probe(folder: Path, shape: list[int], key: bytes) -> None:
@@ -145,7 +168,7 @@ def main(folder: Path, batch: int, shape: list[int]) -> None:
         "files": kept,
         "libraries": sum(os.path.getsize(f) for f in libraries if os.path.isfile(f)),
         "runtime": runtime,
-        "peak": _memory("VmHWM") - _memory("RssFile"),
+        "peak": _memory("VmHWM") - _memory("RssFile") + (_clients_worst(folder) if batch else 0),
         "prefixes": sorted({sys.prefix, sys.base_prefix}),
     }
     print(json.dumps(seen))

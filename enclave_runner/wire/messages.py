@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from ...errors import FrameError
+from .addresses import family, literal
 
 MAX_HEAD = 1 << 16
 _HEAD = struct.Struct("<I")
@@ -95,9 +96,19 @@ class Control:
 
 
 def listen(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
-    """A listening TCP socket; port 0 takes any free one."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((host, port))
-    sock.listen(32)
+    """A listening TCP socket; port 0 takes any free one.
+
+    Raises:
+        UsageError: `host` is neither ``localhost`` nor an address in numbers.
+        OSError: It is not this machine's, or the port is taken.
+    """
+    address = literal(host)
+    sock = socket.socket(family(address), socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen(128)
+    except BaseException:
+        sock.close()
+        raise
     return sock

@@ -1,64 +1,99 @@
 """The encrypted session between a client and the head worker.
 
 X25519 (RFC 7748) with fresh keys on both sides, HKDF-SHA256 over the whole handshake, then
-AES-256-GCM frames, one key for each direction, nonces from a counter. In an enclave the answer to
-the handshake carries a quote whose report data is the hash of the handshake, so that the key that
-the client agrees on belongs to the enclave that the quote names. Elsewhere nothing binds the key:
-whoever sits between can pretend to be the head worker.
+AES-256-GCM frames (`sealed`), one key for each direction. In an enclave the answer to the handshake
+carries a quote whose report data is the hash of the handshake, so that the key that the client
+agrees on belongs to the enclave that the quote names. Elsewhere nothing binds the key: whoever sits
+between can pretend to be the head worker.
+
+The head worker's side needs no socket (`Accepting`): one thread of it serves all clients.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
+import select
 import socket
 import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from ...errors import FrameError, SessionError
-from .transport import receive_exactly
+from ...errors import FrameError, ServiceError, SessionError
+from .accepted import BACKENDS, REFUSALS
+from .sealed import Opener, Sealer
 
 _MAGIC = b"POC1"
-_HELLO = len(_MAGIC) + 32 + 32
-_MAX_HELLO = 1 << 16
-_LENGTH = struct.Struct("<IQ")
-_TAG = 16
-HANDSHAKE_S = 30.0
+HELLO_BYTES = len(_MAGIC) + 32 + 32
+_MAX_ANSWER = 1 << 16
+_CHUNK = 1 << 16
+# Seconds for a whole handshake, and for the other side to take or give the next bytes of a frame.
+HANDSHAKE_S = STALLED_S = 30.0
 
 
 class Channel:
-    """Frames under AES-256-GCM over a connected socket. One sender and one receiver at a time."""
+    """Sealed frames over a connected socket. One sender and one receiver at a time.
 
-    def __init__(self, sock: socket.socket, sending: bytes, receiving: bytes, most: int) -> None:
-        self._sock, self._most = sock, most
-        self._out, self._in = AESGCM(sending), AESGCM(receiving)
-        self._sent = self._received = 0
-        self.decrypt_s = 0.0
-        sock.settimeout(None)
+    Each direction has a time limit of its own. A send that fails ends the channel: nothing is ever
+    encrypted again, and the receiver sees the end too.
+
+    Args:
+        sock: Connected to the other side.
+        sending, receiving: 32-byte keys.
+        most: Bytes of the largest message that the other side takes.
+        coming: Bytes of the largest that it sends; None: as `most`.
+        binding: What both sides know of this handshake, for the client's proof.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        sending: bytes,
+        receiving: bytes,
+        most: int,
+        coming: int | None = None,
+        binding: bytes = b"",
+    ) -> None:
+        self._sock, self.binding = sock, binding
+        self._out, self._in = Sealer(sending, most), Opener(receiving, coming or most)
+        self._came = bytearray()
+        sock.setblocking(False)
+
+    @property
+    def decrypt_s(self) -> float:
+        """Seconds that the last message took to decrypt."""
+        return self._in.decrypt_s
 
     def send(self, message: bytes) -> None:
         """Encrypt and send.
 
         Raises:
-            FrameError: Larger than the other side takes.
-            OSError: The connection is broken.
+            FrameError: Larger than the other side takes; nothing was sent.
+            OSError: The connection is broken, or the other side takes nothing. The channel is over.
         """
-        if len(message) > self._most:
-            raise FrameError(
-                "oversized", f"a message has {len(message)} bytes; at most {self._most} are taken"
-            )
-        body = self._out.encrypt(_nonce(self._sent), message, None)
-        self._sock.sendall(_LENGTH.pack(len(body), self._sent) + body)
-        self._sent += 1
+        data = memoryview(self._out.seal(message))
+        try:
+            while data:
+                try:
+                    data = data[self._sock.send(data, socket.MSG_DONTWAIT) :]
+                except BlockingIOError:
+                    _wait(self._sock, select.POLLOUT, STALLED_S)
+        except BaseException:  # what was sent of the frame is not known
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Never encrypt again, and let both sides see the end."""
+        self._out.end()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def receive(self, timeout: float | None = None) -> bytes:
         """Wait for a message.
@@ -66,50 +101,80 @@ class Channel:
         Raises:
             FrameError: Oversized, truncated, replayed or forged; the session is over.
             ConnectionError: The other side closed between two messages.
-            TimeoutError: Nothing came.
+            TimeoutError: Nothing came, or nothing more of a frame that had begun.
         """
-        self._sock.settimeout(timeout)
-        length, number = _LENGTH.unpack(receive_exactly(self._sock, _LENGTH.size))
-        if length > self._most + _TAG:
-            raise FrameError("oversized", f"a frame announces {length} bytes")
-        if length < _TAG:
-            raise FrameError("truncated", f"a frame announces {length} bytes, less than its tag")
-        if number != self._received:
-            code = "replayed" if number < self._received else "unexpected"
-            raise FrameError(code, f"a frame has number {number}, not {self._received}")
-        self._sock.settimeout(HANDSHAKE_S if timeout is None else timeout)
-        try:
-            body = receive_exactly(self._sock, length)
-        except ConnectionError:
-            raise FrameError("truncated", "the connection ended within a frame") from None
-        begun = time.perf_counter()
-        try:
-            message = self._in.decrypt(_nonce(number), body, None)
-        except InvalidTag:
-            raise FrameError("forged", "a frame does not decrypt under the session's key") from None
-        self._received += 1
-        self.decrypt_s = time.perf_counter() - begun
+        while (message := self._in.take(self._came)) is None:
+            more = _some(self._sock, _CHUNK, STALLED_S if self._came else timeout)
+            if not more and self._came:
+                raise FrameError("truncated", "the connection ended within a frame")
+            if not more:
+                raise ConnectionError("closed")
+            self._came += more
         return message
 
 
-def _nonce(number: int) -> bytes:
-    return number.to_bytes(12, "little")
+def _wait(sock: socket.socket, event: int, seconds: float | None) -> None:
+    poll = select.poll()
+    try:
+        poll.register(sock, event)
+    except ValueError:  # closed by another thread
+        raise ConnectionError("closed") from None
+    if not poll.poll(None if seconds is None else max(0.0, seconds * 1e3)):
+        raise TimeoutError("the other side is silent")
+
+
+def _some(sock: socket.socket, most: int, seconds: float | None) -> bytes:
+    """What is there to be received, after waiting for it; empty at the end."""
+    while True:
+        try:
+            return sock.recv(most, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            _wait(sock, select.POLLIN, seconds)
+
+
+def _exactly(sock: socket.socket, size: int, until: float) -> bytes:
+    """`size` bytes before the moment `until`, in memory that grows with what arrives."""
+    data = bytearray()
+    while len(data) < size:
+        more = _some(sock, min(_CHUNK, size - len(data)), until - time.monotonic())
+        if not more and not data:
+            raise ConnectionError("closed")
+        if not more:
+            raise FrameError("truncated", f"the connection ended after {len(data)} of {size} bytes")
+        data += more
+    return bytes(data)
 
 
 @dataclass(frozen=True)
 class Hello:
-    """What the head worker said of itself: its backend, and a quote or nothing."""
+    """What the head worker said of itself: its backend, and a quote or nothing.
+
+    ``backend`` is one of `BACKENDS` or ``unknown``, and a claim: only a quote proves it.
+    """
 
     backend: str
     quote: bytes
     report_data: bytes
 
 
-def _keys(secret: bytes, transcript: bytes) -> tuple[bytes, bytes]:
+@dataclass(frozen=True, kw_only=True)
+class Secrets:
+    """What both sides know after a handshake: a key each way, and 32 bytes that name it."""
+
+    to_head: bytes
+    to_client: bytes
+    binding: bytes
+
+
+def _secrets(shared: bytes, transcript: bytes) -> Secrets:
     material = HKDF(SHA256(), 64, hashlib.sha256(transcript).digest(), b"partopt session 1").derive(
-        secret
+        shared
     )
-    return material[:32], material[32:]
+    return Secrets(
+        to_head=material[:32],
+        to_client=material[32:],
+        binding=hashlib.sha256(b"partopt binding 1" + transcript).digest(),
+    )
 
 
 def _report_data(client_hello: bytes, public: bytes, nonce: bytes) -> bytes:
@@ -125,10 +190,53 @@ def _exchange(private: X25519PrivateKey, public: bytes) -> bytes:
         raise SessionError("the handshake has an unusable public key; connect again") from None
 
 
+class Accepting:
+    """The head worker's side of one handshake, in bytes.
+
+    Args:
+        hello: The client's `HELLO_BYTES` bytes.
+        backend: What to call ourselves.
+
+    Attributes:
+        report_data: 64 bytes for the quote.
+
+    Raises:
+        FrameError, SessionError: The other side is no client.
+    """
+
+    def __init__(self, hello: bytes, backend: str) -> None:
+        if hello[:4] != _MAGIC:
+            raise FrameError("malformed", "the connection does not begin with a handshake")
+        private, self._nonce = X25519PrivateKey.generate(), secrets.token_bytes(32)
+        self._hello, self._backend = hello, backend
+        self._public = private.public_key().public_bytes_raw()
+        self._shared = _exchange(private, hello[4:36])
+        self.report_data = _report_data(hello, self._public, self._nonce)
+
+    def answer(self, proof: bytes) -> tuple[bytes, Secrets]:
+        """The bytes to send back, with a quote or nothing, and what was agreed on."""
+        answer = json.dumps(
+            {
+                "public": self._public.hex(),
+                "nonce": self._nonce.hex(),
+                "backend": self._backend,
+                "quote": proof.hex(),
+            }
+        ).encode()
+        framed = struct.pack("<I", len(answer)) + answer
+        return framed, _secrets(self._shared, self._hello + answer)
+
+
+def refusal(code: str) -> bytes:
+    """The answer to a handshake that is not gone on with."""
+    answer = json.dumps({"error": code}).encode()
+    return struct.pack("<I", len(answer)) + answer
+
+
 def accept(
     sock: socket.socket, backend: str, quote: Callable[[bytes], bytes], most: int
 ) -> Channel:
-    """The head worker's side of the handshake.
+    """The head worker's side of the handshake over a socket of its own.
 
     Args:
         sock: A fresh connection.
@@ -139,45 +247,43 @@ def accept(
     Raises:
         FrameError, SessionError, OSError: The other side is no client.
     """
-    sock.settimeout(HANDSHAKE_S)
-    hello = bytes(receive_exactly(sock, _HELLO))
-    if hello[:4] != _MAGIC:
-        raise FrameError("malformed", "the connection does not begin with a handshake")
-    private, nonce = X25519PrivateKey.generate(), secrets.token_bytes(32)
-    public = private.public_key().public_bytes_raw()
-    proof = quote(_report_data(hello, public, nonce))
-    answer = json.dumps(
-        {"public": public.hex(), "nonce": nonce.hex(), "backend": backend, "quote": proof.hex()}
-    ).encode()
-    sock.sendall(struct.pack("<I", len(answer)) + answer)
-    to_head, to_client = _keys(_exchange(private, hello[4:36]), hello + answer)
-    return Channel(sock, to_client, to_head, most)
+    until = time.monotonic() + HANDSHAKE_S
+    accepting = Accepting(_exactly(sock, HELLO_BYTES, until), backend)
+    answer, agreed = accepting.answer(quote(accepting.report_data))
+    sock.sendall(answer)
+    return Channel(sock, agreed.to_client, agreed.to_head, most, binding=agreed.binding)
 
 
 def connect(
-    sock: socket.socket, verify: Callable[[Hello], None], most: int
+    sock: socket.socket, verify: Callable[[Hello], None], most: int, coming: int | None = None
 ) -> tuple[Channel, Hello]:
     """The client's side of the handshake; `verify` raises where the answer does not convince.
 
     Raises:
         SessionError: The other side is no head worker, or `verify` refused it.
+        ServiceError: It is one and takes no client now; ``code`` says why.
     """
-    sock.settimeout(HANDSHAKE_S)
+    until = time.monotonic() + HANDSHAKE_S
     private = X25519PrivateKey.generate()
     hello = _MAGIC + private.public_key().public_bytes_raw() + secrets.token_bytes(32)
     try:
         sock.sendall(hello)
-        (length,) = struct.unpack("<I", receive_exactly(sock, 4))
-        if length > _MAX_HELLO:
+        (length,) = struct.unpack("<I", _exactly(sock, 4, until))
+        if length > _MAX_ANSWER:
             raise FrameError("oversized", "its answer is too long")
-        answer = bytes(receive_exactly(sock, length))
+        answer = _exactly(sock, length, until)
         data = json.loads(answer)
+        refused = data.get("error")
+        if refused in REFUSALS:
+            raise ServiceError(refused, REFUSALS[refused])
         public, nonce = bytes.fromhex(data["public"]), bytes.fromhex(data["nonce"])
-        backend, quote = str(data["backend"])[:40], bytes.fromhex(data["quote"])
-    except (OSError, FrameError, ValueError, KeyError, TypeError) as error:
+        quote = bytes.fromhex(data["quote"])
+        backend = data["backend"] if data["backend"] in BACKENDS else "unknown"
+    except (OSError, FrameError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SessionError(
             f"no head worker answers there ({error}); check host and port"
         ) from error
     verify(Hello(backend, quote, _report_data(hello, public, nonce)))
-    to_head, to_client = _keys(_exchange(private, public), hello + answer)
-    return Channel(sock, to_head, to_client, most), Hello(backend, quote, b"")
+    agreed = _secrets(_exchange(private, public), hello + answer)
+    channel = Channel(sock, agreed.to_head, agreed.to_client, most, coming, binding=agreed.binding)
+    return channel, Hello(backend, quote, b"")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...errors import FrameError
 from .transport import MAX_SLOTS, NAMES
+
+MAX_KEYS = 800  # a start line has 64 KiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,8 @@ class Start:
             starting, not locked.
         device: ``cpu`` or ``cuda`` (tail).
         descriptor: Inherited descriptor of the shared memory (tail), or -1.
+        clients: Public keys (64 hex digits each) of which a client must have one; none: anybody may
+            connect, on loopback alone.
     """
 
     transport: str
@@ -43,6 +48,7 @@ class Start:
     opened: bool = False
     device: str = "cpu"
     descriptor: int = -1
+    clients: tuple[str, ...] = ()
 
     @property
     def instance(self) -> str:
@@ -87,4 +93,14 @@ def start_from(event: dict[str, Any] | None) -> Start:
         raise FrameError("malformed", "the start line has no yes or no for opened")
     if type(start.timeout) not in (int, float) or not 0 < start.timeout <= 3600:
         raise FrameError("malformed", "the start line has a timeout out of bounds")
-    return start
+    return replace(start, clients=_keys(start.clients))
+
+
+def _keys(said: Any) -> tuple[str, ...]:
+    """Clients' public keys, checked."""
+    if not isinstance(said, (list, tuple)) or len(said) > MAX_KEYS:
+        raise FrameError("malformed", "the start line has no list of clients' keys")
+    for key in said:
+        if type(key) is not str or not re.fullmatch("[0-9a-f]{64}", key):
+            raise FrameError("malformed", "the start line has a client's key that is none")
+    return tuple(said)

@@ -20,13 +20,15 @@ import torch
 from PIL import Image
 
 from partopt.cli import run
-from partopt.enclave_runner.inside.head import HeadWorker, Request, Run
+from partopt.enclave_runner.inside.requests import Request, Run
+from partopt.enclave_runner.inside.tails import Tails
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
 from partopt.enclave_runner.program.parts import Part
 from partopt.enclave_runner.program.sealing import new_key
 from partopt.enclave_runner.wire import areas
 from partopt.enclave_runner.wire.frames import ANSWER, Header
 from partopt.enclave_runner.wire.start import Start
+from partopt.enclave_runner.wire.transport import Exchange
 from partopt.errors import ServiceError, SessionError
 from partopt.pixels import read
 
@@ -209,12 +211,16 @@ def test_an_answer_that_no_message_holds_is_refused_by_name(made):
         def answer(self, *what):
             raise AssertionError("too long to be sent")
 
-    worker = HeadWorker(made.folder / "head", part, start, "native", None)
-    worker._flying[1] = Run([Request(Asker(), 5, b"")])
+        def count(self, *what):
+            pass
+
+    exchange = Exchange(boundary=part.outputs, answer=part.answers, batch=1, slots=1)
+    tails = Tails(exchange, start, None, part.limits.image_bytes)
+    tails._flying[1] = Run([Request(Asker(), 5, b"")])
     header = Header(
         kind=ANSWER, batch=1, instance=0, number=1, request=1, compute_ns=0, length=20, crc=0
     )
-    worker._deliver(header, [torch.zeros(1, 5)])
+    tails._deliver(header, [torch.zeros(1, 5)])
     assert refused == [(5, "too-large", "the answer has 20 bytes; at most 4 are sent")]
 
 

@@ -1,0 +1,58 @@
+"""The head's weights: sealed until somebody gives their key, and checked against it ever after."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ...errors import BundleError
+from ..program.parts import Part, load_program
+from ..program.programs import Program
+
+
+class Weights:
+    """The program of a head, once its weights are open.
+
+    Args:
+        folder, part: The head.
+        batch: Largest batch that will run.
+        opened: Told how many seconds opening took.
+
+    Attributes:
+        program: None while the weights are sealed.
+    """
+
+    def __init__(
+        self, folder: Path, part: Part, batch: int, opened: Callable[[float], None]
+    ) -> None:
+        self._folder, self._part, self._batch, self._opened = folder, part, batch, opened
+        self._lock = threading.Lock()
+        self._key_hash = b""
+        self.program: Program | None = None
+
+    def open(self, key: bytes) -> None:
+        """Load the weights; if they are open, check that `key` is theirs.
+
+        Raises:
+            BundleError: It is not, or the files were changed.
+        """
+        said = hashlib.sha256(b"partopt key" + key).digest()
+        with self._lock:
+            if self.program is not None:
+                if self._part.seal != "none" and not hmac.compare_digest(said, self._key_hash):
+                    raise BundleError("the weights are open, and this is not their key")
+                return
+            begun = time.perf_counter()
+            program = load_program(self._folder, self._part, key)
+            (layout,) = self._part.inputs
+            for batch in {1, self._batch}:
+                for _ in range(2):
+                    program(torch.zeros(layout.at(batch)))
+            self._key_hash, self.program = said, program
+            self._opened(time.perf_counter() - begun)
