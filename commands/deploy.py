@@ -1,4 +1,4 @@
-"""The commands that deploy a cut: export, run, serve, unlock, bench, doctor. No logic."""
+"""The commands that deploy a cut: export, sign, run, serve, unlock, bench, doctor. No logic."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 
 from ..arguments.choices import AcceleratorName, EnclaveName, SealName, ServiceName, TransportName
 from .console import AsJson, Debug, Shown, out, show, tell, written
+from .options import TrustStoredModel
 
 if TYPE_CHECKING:
     from ..enclave_runner.client import Client
@@ -38,6 +39,16 @@ Insecure = Annotated[
     typer.Option(
         "--insecure-no-attestation", help="Talk to a head worker that cannot prove what it is"
     ),
+]
+SignBundle = Annotated[
+    Path | None,
+    typer.Option(
+        help="Ed25519 key (PEM) that signs the whole bundle, for who runs it with --trust"
+    ),
+]
+Trust = Annotated[
+    Path | None,
+    typer.Option(help="Public Ed25519 key (PEM): refuse a bundle that is not signed with it"),
 ]
 Connect = Annotated[
     str | None, typer.Option(help="HOST:PORT of a partopt serve, instead of starting workers")
@@ -69,6 +80,7 @@ def export(
     sign: Annotated[
         Path | None, typer.Option(help="RSA key for gramine-sgx-sign: sign the enclave")
     ] = None,
+    sign_bundle: SignBundle = None,
     even_if_slower: Annotated[
         bool,
         typer.Option("--even-if-slower", help="Go on where the split config says: do not split"),
@@ -80,7 +92,7 @@ def export(
             help="Go on with a cut that was only screened (budget quick): nothing certifies it",
         ),
     ] = False,
-    trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
+    trust_model: TrustStoredModel = False,
     debug: Debug = False,
 ) -> None:
     """Write a bundle that runs: head, tail, manifest, hashes.
@@ -103,7 +115,7 @@ def export(
         accept_screening=accept_screening,
     )
     build = Build(optimise=optimise, batch=batch, threads=threads, labels=labels)
-    keys = Keys(file=key, seal_with=seal, sign=sign)
+    keys = Keys(file=key, seal_with=seal, sign=sign, sign_bundle=sign_bundle)
     folder(out_folder, "out")
     if key is not None:
         writable(key, "key")
@@ -137,6 +149,24 @@ def export(
 
 
 @app.command()
+def sign(
+    bundle: Bundle,
+    key: Annotated[Path, typer.Option(help="RSA key for gramine-sgx-sign")],
+    sign_bundle: SignBundle = None,
+    trust: Trust = None,
+    debug: Debug = False,
+) -> None:
+    """Sign an exported bundle's enclave, on the machine image that will run it.
+
+    The manifest is rendered anew from what the bundle says that its head needs.
+    """
+    from ..enclave_runner.bundles.resigning import sign_later
+
+    signed = sign_later(bundle, key, sign_bundle, trust)
+    tell(f"MRENCLAVE: {signed.mrenclave}")
+
+
+@app.command()
 def run(
     bundle: Bundle,
     inputs: Annotated[list[Path], typer.Option("--input", help="Image; may be given often")],
@@ -149,6 +179,7 @@ def run(
     in_flight: InFlight = 2,
     insecure: Insecure = False,
     connect: Connect = None,
+    trust: Trust = None,
     top: Annotated[int, typer.Option(help="Classes to show")] = 5,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -158,6 +189,7 @@ def run(
     from ..enclave_runner.client import top as best
     from ..reporting.answers import as_dict, table
 
+    _trusted(bundle, trust)
     images = [(p, _image(p)) for p in inputs]
     found = read_bundle(bundle)
     labels = labels_of(bundle, found)
@@ -211,12 +243,14 @@ def serve(
     only: Annotated[
         ServiceName | None, typer.Option(help="One of two services that share the work")
     ] = None,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Serve a bundle until interrupted or terminated.
 
     Workers that die are started again.
     """
+    _trusted(bundle, trust)
     options = _options(
         enclave=enclave,
         accelerator=accelerator,
@@ -285,12 +319,14 @@ def unlock(
     connect: Annotated[str, typer.Option(help="HOST:PORT of a partopt serve")],
     key: Key = None,
     insecure: Insecure = False,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Give a served bundle its weights' key.
 
     The key crosses in the attested session.
     """
+    _trusted(bundle, trust)
     secret = _key(bundle, key)
     with _client(bundle, connect, insecure) as client:
         client.unlock(secret)
@@ -314,6 +350,7 @@ def bench(
     threads: Threads = 1,
     in_flight: InFlight = 2,
     insecure: Insecure = False,
+    trust: Trust = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Write JSON")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -328,6 +365,7 @@ def bench(
     from ..images.dead_leaves import encoded
     from ..reporting.answers import bench_table
 
+    _trusted(bundle, trust)
     whole("requests", requests, 1)
     whole("published", published, 0)
     if out_file is not None:
@@ -414,6 +452,14 @@ def _client(bundle: Path, connect: str, insecure: bool) -> Client:
     part = Part.read(bundle / "head")
     verify = verifier(read_bundle(bundle).mrenclave, insecure=insecure)
     return Client(_address("connect", connect), part.answers, part.limits, verify)
+
+
+def _trusted(bundle: Path, key: Path | None) -> None:
+    """Raise if a key was given and the bundle is not signed with it, before anything is read."""
+    if key is not None:
+        from ..enclave_runner.bundles.trust import hold_trusted
+
+        hold_trusted(bundle, key)
 
 
 def _key(bundle: Path, key: Path | None) -> bytes:

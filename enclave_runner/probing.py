@@ -16,11 +16,10 @@ from ..errors import ServiceError
 from ..graph.build import LayerGraph
 from ..graph.nodes import Cut
 from ..graph.splitting import observe
-from .bundles.bundle import TEMPLATE
 from .bundles.footprint import rehearse
-from .bundles.manifest import GramineWorker, render, size_enclave
+from .bundles.manifest import GramineWorker, size_enclave
 from .bundles.signing import sign
-from .launcher import launch_gramine, launch_python, rendered
+from .launcher import MANIFEST, launch_gramine, launch_python, written
 from .program.parts import PROGRAM, WEIGHTS
 from .program.programs import Program, with_frees
 from .program.recording import record
@@ -80,10 +79,12 @@ class Probe:
             tensors = {n: t.clone().contiguous() for n, t in program.tensors.items()}
             (folder / WEIGHTS).write_bytes(save(tensors))
             if backend != "native":
-                _write_template(folder, shape, threads)
+                worker = _worker(folder, shape, threads)
                 if backend == "gramine-sgx":
-                    sign(folder, None)
-                manifest = rendered(backend, folder, folder)
+                    sign(folder, worker, None)
+                    manifest = folder / MANIFEST
+                else:
+                    manifest = written(worker, folder, folder)
             begun = time.perf_counter()
             self._worker = (
                 launch_python("enclave_runner.inside.probe", str(folder))
@@ -125,10 +126,10 @@ class Probe:
         return event
 
 
-def _write_template(folder: Path, shape: Sequence[int], threads: int) -> None:
+def _worker(folder: Path, shape: Sequence[int], threads: int) -> GramineWorker:
     seen = rehearse(folder, 0, b"", shape)
     enclave_size, max_threads = size_enclave(seen, threads)
-    worker = GramineWorker(
+    return GramineWorker(
         module="enclave_runner.inside.probe",
         folder=str(folder),
         names=[PROGRAM, WEIGHTS],
@@ -138,7 +139,6 @@ def _write_template(folder: Path, shape: Sequence[int], threads: int) -> None:
         enclave_size=enclave_size,
         max_threads=max_threads,
     )
-    (folder / TEMPLATE).write_text(render(worker))
 
 
 def _peak(pid: int) -> int:
