@@ -326,8 +326,11 @@ def main() -> int:
     jobs += [(name, lambda n=name: of_model(n)) for name in names]
     for name, job in jobs:
         try:
-            for operator in job():
+            found = job()
+            for operator in found:
                 seen.setdefault(operator, name)
+            if lacking := sorted(found - OPERATORS):
+                print(f"{name}: {' '.join(lacking)}", file=sys.stderr, flush=True)
         except PartoptError as error:
             print(f"{name} cannot be exported: {error}", file=sys.stderr)
     for operator in sorted(seen):
