@@ -28,7 +28,7 @@ from .options import (
     Seed,
     Storage,
     Three,
-    TrustModel,
+    TrustStoredModel,
     WorstRetrieval,
     WorstShare,
     kind_of_cuts,
@@ -98,7 +98,7 @@ def check(
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown")] = None,
     storage: Storage = None,
     workers: Annotated[int, typer.Option(help="Attacks at a time")] = 1,
-    trust_model: TrustModel = False,
+    trust_model: TrustStoredModel = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The commands that deploy a cut: export, run, serve, unlock, bench, doctor. No logic."""
+"""The commands that deploy a cut: export, sign, run, serve, unlock, bench, doctor. No logic."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 
 from ..arguments.choices import AcceleratorName, EnclaveName, SealName, ServiceName, TransportName
 from .console import AsJson, Debug, Shown, out, show, tell, written
+from .options import TrustStoredModel
 
 if TYPE_CHECKING:
     from ..enclave_runner.client import Client
@@ -40,6 +41,16 @@ Insecure = Annotated[
     typer.Option(
         "--insecure-no-attestation", help="Talk to a head worker that cannot prove what it is"
     ),
+]
+SignBundle = Annotated[
+    Path | None,
+    typer.Option(
+        help="Ed25519 key (PEM) that signs the whole bundle, for who runs it with --trust"
+    ),
+]
+Trust = Annotated[
+    Path | None,
+    typer.Option(help="Public Ed25519 key (PEM): refuse a bundle that is not signed with it"),
 ]
 Connect = Annotated[
     str | None, typer.Option(help="HOST:PORT of a partopt serve, instead of starting workers")
@@ -82,6 +93,7 @@ def export(
     sign: Annotated[
         Path | None, typer.Option(help="RSA key for gramine-sgx-sign: sign the enclave")
     ] = None,
+    sign_bundle: SignBundle = None,
     even_if_slower: Annotated[
         bool,
         typer.Option("--even-if-slower", help="Go on where the split config says: do not split"),
@@ -93,7 +105,7 @@ def export(
             help="Go on with a cut that was only screened (budget quick): nothing certifies it",
         ),
     ] = False,
-    trust_model: Annotated[bool, typer.Option("--trust-model", help="Allow a .pt2 file")] = False,
+    trust_model: TrustStoredModel = False,
     debug: Debug = False,
 ) -> None:
     """Write a bundle that runs: head, tail, manifest, hashes.
@@ -116,7 +128,7 @@ def export(
         accept_screening=accept_screening,
     )
     build = Build(optimise=optimise, batch=batch, threads=threads, labels=labels)
-    keys = Keys(file=key, seal_with=seal, sign=sign)
+    keys = Keys(file=key, seal_with=seal, sign=sign, sign_bundle=sign_bundle)
     folder(out_folder, "out")
     if key is not None:
         writable(key, "key")
@@ -152,6 +164,24 @@ def export(
 
 
 @app.command()
+def sign(
+    bundle: Bundle,
+    key: Annotated[Path, typer.Option(help="RSA key for gramine-sgx-sign")],
+    sign_bundle: SignBundle = None,
+    trust: Trust = None,
+    debug: Debug = False,
+) -> None:
+    """Sign an exported bundle's enclave, on the machine image that will run it.
+
+    The manifest is rendered anew from what the bundle says that its head needs.
+    """
+    from ..enclave_runner.bundles.resigning import sign_later
+
+    signed = sign_later(bundle, key, sign_bundle, trust)
+    tell(f"MRENCLAVE: {signed.mrenclave}")
+
+
+@app.command()
 def run(
     bundle: Bundle,
     inputs: Annotated[list[Path], typer.Option("--input", help="Image; may be given often")],
@@ -166,6 +196,7 @@ def run(
     connect: Connect = None,
     client_key: ClientKey = None,
     accept_tcb: AcceptTcb = None,
+    trust: Trust = None,
     top: Annotated[int, typer.Option(help="Classes to show")] = 5,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -179,6 +210,7 @@ def run(
     from ..enclave_runner.serve_options import ServeOptions
     from ..reporting.answers import as_dict, table
 
+    _trusted(bundle, trust)
     found = read_bundle(bundle)
     labels = labels_of(bundle, found)
     if not any(path.is_file() for path in inputs):
@@ -259,6 +291,7 @@ def serve(
     logs: Annotated[
         Path | None, typer.Option(help="Folder for head.log and tail.log: what the workers print")
     ] = None,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Serve a bundle until interrupted or terminated.
@@ -271,6 +304,7 @@ def serve(
     from ..arguments.numbers import whole
     from ..enclave_runner.client_keys import read_clients
 
+    _trusted(bundle, trust)
     whole("queue", queue, 0)
     host, port = numeric("listen", listen)
     options = replace(
@@ -369,6 +403,7 @@ def unlock(
     insecure: Insecure = False,
     client_key: ClientKey = None,
     accept_tcb: AcceptTcb = None,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Give a served bundle its weights' key.
@@ -377,6 +412,7 @@ def unlock(
     """
     from ..enclave_runner.attestation import claimed
 
+    _trusted(bundle, trust)
     secret = _key(bundle, key)
     with _client(bundle, connect, insecure, client_key, accept_tcb) as client:
         client.unlock(secret)
@@ -415,6 +451,7 @@ def bench(
     in_flight: InFlight = 2,
     insecure: Insecure = False,
     accept_tcb: AcceptTcb = None,
+    trust: Trust = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Write JSON")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -429,6 +466,7 @@ def bench(
     from ..images.dead_leaves import encoded
     from ..reporting.answers import bench_table
 
+    _trusted(bundle, trust)
     whole("requests", requests, 1)
     whole("published", published, 0)
     if out_file is not None:
@@ -538,6 +576,14 @@ def _client(
     )
     at = address("connect", connect)
     return Client(at, part.answers, part.limits, verify, secret=secret)
+
+
+def _trusted(bundle: Path, key: Path | None) -> None:
+    """Raise if a key was given and the bundle is not signed with it, before anything is read."""
+    if key is not None:
+        from ..enclave_runner.bundles.trust import hold_trusted
+
+        hold_trusted(bundle, key)
 
 
 def _key(bundle: Path, key: Path | None) -> bytes:

@@ -81,6 +81,13 @@ RequireWeights = Annotated[
 TrustModel = Annotated[
     bool, typer.Option("--trust-model", help="Allow a .pt2 file, whose loader may run code")
 ]
+TrustStoredModel = Annotated[
+    bool,
+    typer.Option(
+        "--trust-model",
+        help="Run code that the split config names: a factory, or a .pt2 file's loader",
+    ),
+]
 InputSize = Annotated[int | None, typer.Option(help="Side of the model's input, pixels")]
 MaxCuts = Annotated[int | None, typer.Option(help="Most cuts for clean and all [24]")]
 ConcreteArgs = Annotated[

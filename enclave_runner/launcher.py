@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import BackendError, BundleError, ServiceError, UsageError
-from .bundles.bundle import TEMPLATE
-from .bundles.gramine import INSTALL, run_tool
-from .bundles.manifest import ENVIRONMENT
+from ..errors import BackendError, ServiceError, UsageError
+from .bundles.bundle import read_bundle
+from .bundles.gramine import INSTALL, installed
+from .bundles.manifest import ENVIRONMENT, GramineWorker, render
+from .bundles.needs import worker_of
+from .bundles.signing import hold_signed
 from .output import Output
 from .presence import Presence, detect
 from .wire.messages import PORT_VARIABLE, TOKEN_BYTES, TOKEN_VARIABLE, Control, listen
@@ -111,34 +112,23 @@ def launch_python(
 
 
 def rendered(backend: str, folder: Path, into: Path) -> Path:
-    """The manifest to start the worker in `folder` with, rendered into `into` for direct mode.
+    """The manifest to start the bundle in `folder` with, rendered into `into` for direct mode.
 
     Raises:
-        BackendError: No signed manifest, or Gramine's tools fail.
+        BundleError: What the bundle says that it needs, or its signed manifest, is not ours.
+        BackendError: It is not signed, or Gramine is not installed.
     """
+    worker = worker_of(folder)
     if backend == "gramine-sgx":
-        _of_this_version(folder / TEMPLATE)
-        if not (folder / "head.sig").is_file():
-            raise BackendError("the bundle is not signed; export it with --sign KEY.pem")
+        hold_signed(folder, worker, read_bundle(folder).mrenclave)
         return folder / MANIFEST
-    if shutil.which("gramine-manifest") is None:
-        raise BackendError(f"gramine-manifest is not on PATH; install Gramine ({INSTALL})")
-    _of_this_version(folder / TEMPLATE)
-    run_tool(["gramine-manifest", TEMPLATE, str(into / MANIFEST)], folder)
+    return written(worker, folder, into)
+
+
+def written(worker: GramineWorker, folder: Path, into: Path) -> Path:
+    """The manifest of `worker`, which is started in `folder`, rendered into `into`."""
+    (into / MANIFEST).write_text(render(worker, installed(), folder))
     return into / MANIFEST
-
-
-def _of_this_version(template: Path) -> None:
-    """A manifest names files and the module to start; those of older versions are elsewhere now.
-
-    Raises:
-        BundleError: It is of another version.
-    """
-    if template.is_file() and f"{_PACKAGE}.enclave_runner.inside." not in template.read_text():
-        raise BundleError(
-            f"{template.name!r} is of an older partopt, whose files lie elsewhere now; run partopt "
-            "export again (without Gramine the bundle still runs)"
-        )
 
 
 def launch_gramine(backend: str, folder: Path, manifest: Path, how: How | None = None) -> Started:

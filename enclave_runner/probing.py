@@ -16,11 +16,10 @@ from ..errors import ServiceError
 from ..graph.build import LayerGraph
 from ..graph.nodes import Cut
 from ..graph.splitting import observe
-from .bundles.bundle import TEMPLATE
 from .bundles.footprint import rehearse
-from .bundles.manifest import GramineWorker, render, size_enclave
+from .bundles.manifest import GramineWorker, size_enclave
 from .bundles.signing import sign
-from .launcher import launch_gramine, launch_python, rendered
+from .launcher import MANIFEST, launch_gramine, launch_python, written
 from .program.parts import PROGRAM, WEIGHTS
 from .program.programs import Program, with_frees
 from .program.recording import record
@@ -86,10 +85,12 @@ class Probe:
             folder = place.folder("probe")
             _write(folder, program, key)
             if backend != "native":
-                _write_template(folder, shape, threads, key)
+                worker = _worker(folder, shape, threads, key)
                 if backend == "gramine-sgx":
-                    sign(folder, None)
-                manifest = rendered(backend, folder, folder)
+                    sign(folder, worker, None)
+                    manifest = folder / MANIFEST
+                else:
+                    manifest = written(worker, folder, folder)
             begun = time.perf_counter()
             self._worker = (
                 launch_python("enclave_runner.inside.probe", str(folder))
@@ -142,10 +143,10 @@ def _write(folder: Path, program: Program, key: bytes) -> None:
     (folder / WEIGHTS).write_bytes(seal(weights, key, WEIGHTS) if key else weights)
 
 
-def _write_template(folder: Path, shape: Sequence[int], threads: int, key: bytes) -> None:
+def _worker(folder: Path, shape: Sequence[int], threads: int, key: bytes) -> GramineWorker:
     seen = rehearse(folder, 0, key, shape)
     enclave_size, max_threads = size_enclave(seen, threads)
-    worker = GramineWorker(
+    return GramineWorker(
         module="enclave_runner.inside.probe",
         folder=str(folder),
         names=[PROGRAM, WEIGHTS],
@@ -155,7 +156,6 @@ def _write_template(folder: Path, shape: Sequence[int], threads: int, key: bytes
         enclave_size=enclave_size,
         max_threads=max_threads,
     )
-    (folder / TEMPLATE).write_text(render(worker))
 
 
 def _peak(pid: int) -> int:

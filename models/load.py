@@ -137,7 +137,7 @@ def load(request: ModelRequest) -> LoadedModel:
         loaded = _load_pt2(request)
     else:
         torch.manual_seed(request.seed)
-        family, name = _parse(spec)
+        family, name = parse(spec)
         loaded = _LOADERS[family](request, name)
     size = loaded.preprocessing.input_size
     wanted = request.input_size or size
@@ -172,7 +172,8 @@ def load(request: ModelRequest) -> LoadedModel:
     return loaded
 
 
-def _parse(spec: str) -> tuple[str, str]:
+def parse(spec: str) -> tuple[str, str]:
+    """The family of a model's name (``torchvision``, ``timm`` or ``factory``), and the rest."""
     prefix, colon, name = spec.partition(":")
     if not colon:
         return "torchvision", spec

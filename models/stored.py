@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import SplitConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, UsageError
 from ..graph.traceargs import Tracing
-from .load import LoadedModel, load
+from .load import LoadedModel, load, parse
 from .request import ModelRequest
 
 
@@ -29,12 +29,15 @@ def load_stored(
     Args:
         config: The split config.
         model, weights: In place of the stored ones.
-        trust_model: Allow a ``.pt2`` file.
+        trust_model: Load a model that runs code of its own: a ``.pt2`` file, or a factory.
 
     Raises:
+        UsageError: The config names a factory, and nobody said to trust it.
         ConfigError: The weights were a file and none is given.
         WeightsError: Default weights that cannot be had.
     """
+    if model is None:
+        hold_trusted(config.model.spec, trust_model)
     spec = model or config.model.spec
     if weights is None and model is None:
         weights = weights_of(config)
@@ -54,6 +57,23 @@ def load_stored(
             tracing=Tracing(config.model.concrete_args, tuple(config.model.leaf_modules)),
         )
     )
+
+
+def hold_trusted(spec: str, trusted: bool) -> None:
+    """Raise where loading the model of a split config would run what the config names.
+
+    A split config may be somebody else's, and a factory is imported and called: ``os:abort`` is
+    one. Networks of torchvision and timm are looked up in their lists; a ``.pt2`` file has a check
+    of its own.
+
+    Raises:
+        UsageError: `spec` is a factory that nobody said to trust.
+    """
+    if parse(spec)[0] == "factory" and not spec.endswith(".pt2") and not trusted:
+        raise UsageError(
+            f"`split` names the factory {spec!r}, which would be imported and called; if the code "
+            "is yours, pass --trust-model"
+        )
 
 
 def weights_of(config: SplitConfig) -> str:

@@ -6,6 +6,7 @@ The split config is under test: what has to hold comes from a `Policy`, evidence
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -17,7 +18,7 @@ from ..graph.splitting import boundary_nodes
 from ..identity.network import graph_hash, of_this_scheme
 from ..models.load import LoadedModel, load
 from ..models.request import ModelRequest
-from ..models.stored import weights_of
+from ..models.stored import hold_trusted, weights_of
 from ..profilers.backends import pick_accelerator
 from ..settings import Entry, Settings, discover, read
 from . import drift
@@ -144,6 +145,8 @@ def check_all(
                 if value is not None:
                     given.setdefault(name, value)
             policy = _policy_of(entry, Path(found).name if found is not None else None)
+            if entry not in settings.entries():  # the config's own word, not the settings'
+                policy = replace(policy, model=None)
             request = CheckRequest.of((terms or Policy()).over(policy), given)
             results.append(check_one(path, request, watcher))
         except ConfigError as error:
@@ -179,6 +182,8 @@ def _checked(result: CheckResult, deployed: Deployed, request: CheckRequest) -> 
             f"{policy.model!r}; run find again",
         )
         return None
+    if model is None and policy.model is None:
+        hold_trusted(config.model.spec, request.trust_model)
     weights = policy.weights or ("DEFAULT" if model is not None else weights_of(config))
     if weights == "none" and policy.weights is None:
         result.add(

@@ -71,7 +71,8 @@ class CheckRequest:
     Attributes:
         policy: What has to hold.
         model: Another model spec than the stored one.
-        trust_model: Allow a ``.pt2`` file.
+        trust_model: Load a model that runs code of its own: a ``.pt2`` file, or a factory that the
+            split config names and the policy does not.
         sources: Where evidence may come from.
         latency: False leaves latency out, for shared runners.
         latency_tolerance: How much the ratio to the full-enclave time of the same run may grow.

@@ -84,8 +84,8 @@ def test_no_safe_cut_exits_with_3_and_writes_a_config_without_a_cut(here, capsys
     assert config.cuts
     assert not any(row.safe for row in config.cuts)
     for command, code in (
-        (["export", "leaky.split.json", "--out", "b"], 2),
-        (["check", "leaky.split.json"], 1),
+        (["export", "leaky.split.json", "--out", "b", "--trust-model"], 2),
+        (["check", "leaky.split.json", "--trust-model"], 1),
         (["run", "leaky.split.json", "--input", "clinet.py"], 1),
     ):
         assert cli.run(command) == code
@@ -135,7 +135,7 @@ def test_do_not_split_is_an_answer_with_a_code_of_its_own(here, capsys):
     config = SplitConfig.read(here / "make.split.json")
     assert config.recommendation == "do not split"
     assert config.cut is not None
-    export = ["export", "make.split.json", "--out", "bundle"]
+    export = ["export", "make.split.json", "--out", "bundle", "--trust-model"]
     assert cli.run(export) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "go on with --accept-screening --even-if-slower" in said

@@ -1,24 +1,56 @@
 """``bundle.json``: what is in a bundle, with the hash of every file.
 
-Reading is strict and bounded; hashes are compared before any other file is parsed.
+A bundle carries data alone, and may be somebody else's. Reading is strict and bounded: its files
+are those of `FILES` and no others, none is a link, and hashes are compared before any is parsed.
+The identity covers everything else, stands in the head's spec, and is bound to the seal of the
+head's weights: what was changed and hashed afresh does not open.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...cache import written_whole
 from ...errors import BundleError
-from ..program.parts import Part
+from ..program.parts import (
+    MAX_PROGRAM_BYTES,
+    MAX_SPEC_BYTES,
+    MAX_WEIGHTS_BYTES,
+    PROGRAM,
+    SPEC,
+    WEIGHTS,
+    Part,
+)
+from ..program.plain_json import bounded, parsed
 
-SCHEMA = 1
-FILE, LABELS, SPLIT, TEMPLATE = "bundle.json", "labels.json", "split.json", "head.manifest.template"
+SCHEMA = 2
+FILE, LABELS, SPLIT, NEEDS = "bundle.json", "labels.json", "split.json", "enclave.json"
+README, MANIFEST, SIGSTRUCT = "README.md", "head.manifest.sgx", "head.sig"
+UNITS = ("partopt-head@.service", "partopt-tail@.service")
+SEALED = {"aes-256-gcm": f"{WEIGHTS}.sealed", "gramine": f"{WEIGHTS}.pf"}
 MAX_BYTES = 4 << 20
+# Every file that a bundle may have, and its most bytes.
+FILES = {
+    **{f"{role}/{SPEC}": MAX_SPEC_BYTES for role in ("head", "tail")},
+    **{f"{role}/{PROGRAM}": MAX_PROGRAM_BYTES for role in ("head", "tail")},
+    **{f"head/{name}": MAX_WEIGHTS_BYTES for name in SEALED.values()},
+    f"tail/{WEIGHTS}": MAX_WEIGHTS_BYTES,
+    **dict.fromkeys((LABELS, README, NEEDS), MAX_BYTES),
+    SPLIT: 16 << 20,
+    **{f"systemd/{unit}": 1 << 16 for unit in UNITS},
+    MANIFEST: 16 << 20,
+    SIGSTRUCT: 1 << 16,
+}
+# Those that come later or hold the identity themselves; all others are part of it.
+UNBOUND = {f"head/{SPEC}", *(f"head/{n}" for n in SEALED.values()), MANIFEST, SIGSTRUCT}
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Strict(BaseModel):
@@ -73,9 +105,24 @@ class Bundle(_Strict):
     transports: list[str]
     optimisation: Optimisation
     footprint: Footprint
-    files: dict[str, str]
-    mrenclave: str | None = None
+    files: dict[str, Digest]
+    identity: Digest = "0" * 64
+    mrenclave: Digest | None = None
     warnings: list[str] = Field(default_factory=list)
+
+    def identified(self) -> str:
+        """The identity: SHA-256 over what this says and the hash of every file but `UNBOUND`."""
+        said = self.model_dump(mode="json", exclude={"files", "identity", "mrenclave"})
+        files = {n: h for n, h in self.files.items() if n not in UNBOUND}
+        text = json.dumps([said, files], sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(b"partopt bundle " + text.encode()).hexdigest()
+
+    def expected(self) -> set[str]:
+        """The files that it has to have."""
+        head = {f"head/{n}" for n in (SPEC, PROGRAM, SEALED[self.seal])}
+        tail = {f"tail/{n}" for n in (SPEC, PROGRAM, WEIGHTS)}
+        signed = {MANIFEST, SIGSTRUCT} if self.mrenclave is not None else set()
+        return {*head, *tail, SPLIT, NEEDS, README, *(f"systemd/{u}" for u in UNITS), *signed}
 
     def write(self, folder: Path) -> None:
         """Write ``bundle.json`` into `folder`."""
@@ -90,50 +137,90 @@ def digest(path: Path) -> str:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Read ``bundle.json`` and compare the hash of every file that it lists.
+    """Read ``bundle.json`` and compare the hash of every file of the bundle.
 
     Raises:
         BundleError: Missing, damaged, tampered with, or of another schema.
     """
+    bundle = _said(folder)
+    _all_listed(bundle)
+    for name, wanted in bundle.files.items():
+        if _digest_within(folder, name) != wanted:
+            raise BundleError(f"{name!r} is missing from the bundle or was changed; export again")
+    head, _ = parts_of(folder)
+    named = head.bundle == bundle.identity == bundle.identified()
+    if not named or head.seal != bundle.seal or head.limits.batch != bundle.batch:
+        raise BundleError(f"{FILE} and head/{SPEC} are of two bundles; export again")
+    for said, part in ((bundle.boundary, head.outputs), (bundle.answer, head.answers)):
+        if [(t.name, tuple(t.shape), t.dtype) for t in said] != [
+            (t.name, t.shape, t.dtype) for t in part
+        ]:
+            raise BundleError(f"{FILE} lists other tensors than head/{SPEC}; export again")
+    return bundle
+
+
+def _said(folder: Path) -> Bundle:
     path = folder / FILE
     if not path.is_file():
         raise BundleError(
             f"`bundle` got {str(folder)!r}, which holds no {FILE}; run partopt export"
         )
-    if path.stat().st_size > MAX_BYTES:
-        raise BundleError(f"{str(path)!r} has more than {MAX_BYTES} bytes")
+    if path.is_symlink():
+        raise BundleError(f"{FILE!r} is a link; a bundle holds files alone")
+    raw = parsed(bounded(path, MAX_BYTES), str(path))
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        raise BundleError(f"{str(path)!r} is of another version of partopt; export again")
     try:
-        raw = json.loads(path.read_bytes())
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            raise BundleError(f"{str(path)!r} is of another version; export again")
-        bundle = Bundle.model_validate(raw)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, BundleError):
-            raise
-        detail = ""
-        if isinstance(error, ValidationError):
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            detail = f" at {'.'.join(map(str, first['loc']))[:80]!r}: {first['msg'].lower()}"
+        return Bundle.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        detail = f" at {'.'.join(map(str, first['loc']))[:80]!r}: {first['msg'].lower()}"
         raise BundleError(f"{str(path)!r} cannot be read{detail}; export again") from None
-    for name, wanted in bundle.files.items():
-        file = folder / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise BundleError(f"{FILE} lists {name!r}, which lies outside the bundle")
-        if not file.is_file() or file.is_symlink() or digest(file) != wanted:
-            raise BundleError(f"{name!r} is missing from the bundle or was changed; export again")
-    return bundle
+
+
+def _all_listed(bundle: Bundle) -> None:
+    """Raise unless every file is listed that has to be there, and no other."""
+    expected, listed = bundle.expected(), set(bundle.files)
+    if lacking := sorted(expected - listed):
+        raise BundleError(f"{FILE} does not list {lacking[0]!r}; export again")
+    if strange := sorted(listed - expected - {LABELS}):
+        raise BundleError(f"{FILE} lists {strange[0]!r}, which is no file of a bundle")
+
+
+def _digest_within(folder: Path, name: str) -> str | None:
+    """SHA-256 of a file of the bundle; None if it is none, lies behind a link or is too large."""
+    place = folder
+    for part in Path(name).parts:
+        place = place / part
+        try:
+            found = os.lstat(place)
+        except OSError:
+            return None
+        if stat.S_ISLNK(found.st_mode):
+            raise BundleError(f"{name!r} lies behind a link; a bundle holds files alone")
+    if not stat.S_ISREG(found.st_mode) or found.st_size > FILES[name]:
+        return None
+    return digest(place)
 
 
 def labels_of(folder: Path, bundle: Bundle) -> list[str] | None:
     """The classes' labels, or None where the bundle has none."""
     if LABELS not in bundle.files:
         return None
-    found = json.loads((folder / LABELS).read_text())
+    found = parsed(bounded(folder / LABELS, MAX_BYTES), LABELS)
     if not isinstance(found, list) or any(not isinstance(n, str) for n in found):
         raise BundleError(f"{LABELS!r} is no list of names; export again")
     return found
 
 
 def parts_of(folder: Path) -> tuple[Part, Part]:
-    """Specs of head and tail."""
-    return Part.read(folder / "head"), Part.read(folder / "tail")
+    """Specs of head and tail.
+
+    Raises:
+        BundleError: One cannot be read, or they do not belong together.
+    """
+    head, tail = Part.read(folder / "head"), Part.read(folder / "tail")
+    mine = head.outputs, head.answers, head.answers, head.limits
+    if mine != (tail.inputs, tail.outputs, tail.answers, tail.limits):
+        raise BundleError(f"head/{SPEC} and tail/{SPEC} do not fit together; export again")
+    return head, tail

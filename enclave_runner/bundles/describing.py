@@ -14,20 +14,24 @@ from ...config import SplitConfig
 from ...errors import UsageError
 from ...models.load import LoadedModel
 from ..program import optimise as opt
-from ..program.parts import PROGRAM, SPEC, Part
-from ..wire.areas import drop_folder, shm_folder
+from ..program.parts import Part
 from ..wire.layouts import Layout
 from ..wire.transport import NAMES
-from .bundle import LABELS, SPLIT, TEMPLATE, Bundle, Crossing, Footprint, Optimisation, digest
+from .bundle import (
+    FILES,
+    LABELS,
+    README,
+    SPLIT,
+    UNITS,
+    Bundle,
+    Crossing,
+    Footprint,
+    Optimisation,
+    digest,
+)
 from .footprint import Seen
 from .halves import Halves
-from .manifest import GramineWorker, render, size_enclave
-from .sides import GRAMINE_SEALED, SEALED
-
-TOLD_TO_SIGN = (
-    "This bundle is not signed, so no client can check what it talks to. Where Gramine is "
-    "installed, run `partopt export` again with `--sign KEY.pem`."
-)
+from .needs import Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +58,12 @@ class Subject:
 
 
 def describe(folder: Path, subject: Subject) -> Bundle:
-    """Write labels, split config, manifest, units and README; return what ``bundle.json`` says.
+    """Write labels, split config, the enclave's needs, units and README.
+
+    Return what ``bundle.json`` says, but for the hashes of files and the identity.
 
     Raises:
         UsageError: `labels` that do not fit.
-        ExportError: A path that cannot stand in a manifest.
     """
     config, made = subject.config, subject.made
     assert config.cut is not None
@@ -66,15 +71,15 @@ def describe(folder: Path, subject: Subject) -> Bundle:
     if labels is not None:
         (folder / LABELS).write_text(json.dumps(labels, ensure_ascii=False, indent=0) + "\n")
     config.write(folder / SPLIT)
-    worker = _worker(subject)
-    (folder / TEMPLATE).write_text(render(worker))
+    needs = Needs.of(subject.seen, subject.threads)
+    needs.write(folder)
     choice = made.choice
     bundle = Bundle(
         partopt=metadata.version("partopt"),
         model=subject.loaded.spec,
         cut=config.cut.name,
-        boundary=[_crossing(t) for t in made.boundary],
-        answer=[_crossing(t) for t in made.answer],
+        boundary=[_crossing(t) for t in subject.head.outputs],
+        answer=[_crossing(t) for t in subject.head.answers],
         payload_bytes=sum(t.nbytes(1) for t in made.boundary),
         seal="gramine" if subject.head.seal == "gramine" else "aes-256-gcm",
         batch=made.batch,
@@ -91,8 +96,8 @@ def describe(folder: Path, subject: Subject) -> Bundle:
             peak_activations=config.cut.head_peak_activation_bytes * made.batch,
             runtime=subject.seen.runtime,
             libraries=subject.seen.libraries,
-            enclave_size=worker.enclave_size,
-            max_threads=worker.max_threads,
+            enclave_size=needs.enclave_size,
+            max_threads=needs.max_threads,
         ),
         files={},
         warnings=_warnings(config, made),
@@ -101,33 +106,18 @@ def describe(folder: Path, subject: Subject) -> Bundle:
     units.mkdir()
     here = Path(__file__).parent
     fields = _fields(bundle)
-    for unit in ("partopt-head@.service", "partopt-tail@.service"):
+    for unit in UNITS:
         (units / unit).write_text(string.Template((here / unit).read_text()).substitute(fields))
     text = string.Template((here / "bundle_readme.md").read_text()).substitute(fields)
-    (folder / "README.md").write_text(text)
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
-    hashes = {str(p.relative_to(folder)): digest(p) for p in files}
-    return bundle.model_copy(update={"files": hashes})
+    (folder / README).write_text(text)
+    return bundle
 
 
-def _worker(subject: Subject) -> GramineWorker:
-    """The head worker as its manifest holds it."""
-    enclave_size, max_threads = size_enclave(subject.seen, subject.threads)
-    identity = subject.head.weights_sha256[:16]
-    by_gramine = subject.head.seal == "gramine"
-    return GramineWorker(
-        module="enclave_runner.inside.head",
-        folder="head",
-        names=[SPEC, PROGRAM] if by_gramine else [SPEC, PROGRAM, SEALED],
-        trusted=True,
-        files=subject.seen.files,
-        prefixes=subject.seen.prefixes,
-        sealed=f"head/{GRAMINE_SEALED}" if by_gramine else None,
-        shm=str(shm_folder(identity)),
-        drop=str(drop_folder(identity)),
-        enclave_size=enclave_size,
-        max_threads=max_threads,
-    )
+def hashed(folder: Path, bundle: Bundle) -> Bundle:
+    """`bundle` with the hash of every file in `folder`."""
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    kept = {n: digest(folder / n) for n in files if n in FILES}
+    return bundle.model_copy(update={"files": kept})
 
 
 def _crossing(layout: Layout) -> Crossing:
@@ -143,7 +133,6 @@ def _fields(bundle: Bundle) -> dict[str, str]:
         "cut": bundle.cut,
         "boundary": f"    {tensors(bundle.boundary)}  ({bundle.payload_bytes} bytes an image)",
         "answer": tensors(bundle.answer),
-        "signing": TOLD_TO_SIGN if bundle.mrenclave is None else f"MRENCLAVE: {bundle.mrenclave}",
         "seal": "AES-128-GCM by Gramine's encrypted mount"
         if bundle.seal == "gramine"
         else "AES-256-GCM",

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ... import config as c
@@ -16,12 +16,14 @@ from ...identity.network import graph_hash
 from ...models.load import LoadedModel
 from ...models.stored import load_stored
 from ..program.sealing import new_key, write_key
-from . import signing
-from .bundle import SPLIT, Bundle, digest
-from .describing import TOLD_TO_SIGN, Subject, describe
+from .bundle import SEALED as ALL_SEALED
+from .bundle import Bundle
+from .describing import Subject, describe, hashed
 from .footprint import rehearse
 from .halves import halves
-from .sides import SEALED, reseal_by_gramine, write_parts
+from .resigning import enclave_key, with_enclave
+from .sides import seal_head, write_parts
+from .trust import sign_bundle, signing_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Source:
     Attributes:
         split: What `find` wrote.
         weights: The model's weights, where the split config was made with a file.
-        trust_model: Allow a ``.pt2`` file.
+        trust_model: Load a model that runs code of its own: a ``.pt2`` file, or a factory.
         even_if_slower: Go on where the split config recommends not to split.
         accept_screening: Go on with a cut that was only screened, or that a screening left
             undecided: nothing certifies it.
@@ -71,11 +73,13 @@ class Keys:
         file: Where the new key goes; None is ``OUT.key`` beside the bundle.
         seal_with: ``aes-256-gcm``, or ``gramine`` for an encrypted mount of Gramine's.
         sign: Key for ``gramine-sgx-sign``.
+        sign_bundle: Ed25519 key that signs the whole bundle.
     """
 
     file: Path | None = None
     seal_with: str = "aes-256-gcm"
     sign: Path | None = None
+    sign_bundle: Path | None = None
 
     def __post_init__(self) -> None:
         if self.seal_with not in ("aes-256-gcm", "gramine"):
@@ -120,6 +124,7 @@ def export(
     build, keys = build or Build(), keys or Keys()
     config = _splittable(source)
     key_file = _free_places(out, keys)
+    signer = signing_key(keys.sign_bundle) if keys.sign_bundle is not None else None
     stage("loading the model")
     loaded = load_stored(config, None, source.weights, source.trust_model)
     if loaded.weights_hash != config.model.weights_hash:
@@ -137,8 +142,7 @@ def export(
         head = write_parts(temporary, made, loaded.preprocessing, secret)["head"]
         stage("measuring what the head needs")
         seen = rehearse(temporary / "head", made.batch, secret)
-        if keys.seal_with == "gramine":
-            head = reseal_by_gramine(temporary, head, made.head, secret)
+        head = replace(head, seal=keys.seal_with)
         subject = Subject(
             config=config,
             loaded=loaded,
@@ -150,10 +154,13 @@ def export(
         )
         bundle = describe(temporary, subject)
         warnings = list(bundle.warnings)
+        bundle = _identified(temporary, bundle, subject, secret)
         if keys.sign is not None:
             stage("signing")
-            bundle = _sign(temporary, bundle, keys.sign.resolve(), warnings)
+            bundle = with_enclave(temporary, bundle, keys.sign)
         bundle.write(temporary)
+        if signer is not None:
+            sign_bundle(temporary, signer)
         write_key(key_file, secret)
         if out.exists():
             out.rmdir()
@@ -205,6 +212,8 @@ def _free_places(out: Path, keys: Keys) -> Path:
         raise UsageError(f"`key` got {str(key_file)!r}, which exists; move it or name another file")
     if out.resolve() in key_file.resolve().parents:
         raise UsageError(f"`key` got {str(key_file)!r}, inside the bundle; keep it elsewhere")
+    if keys.sign is not None:
+        enclave_key("sign", keys.sign)
     if keys.seal_with == "gramine" and shutil.which("gramine-sgx-pf-crypt") is None:
         raise BackendError("`seal` got 'gramine', but gramine-sgx-pf-crypt is not on PATH")
     return key_file
@@ -227,22 +236,12 @@ def _cut(loaded: LoadedModel, config: c.SplitConfig) -> tuple[LayerGraph, Cut]:
     return graph, cut
 
 
-def _sign(folder: Path, bundle: Bundle, key: Path, warnings: list[str]) -> Bundle:
-    """Run Gramine's tools where they exist; otherwise say what to run later."""
-    if not key.is_file():
-        raise UsageError(f"`sign` got {str(key)!r}, which does not exist")
-    if signing.missing():
-        warnings.append(f"not signed: {', '.join(signing.missing())} not on PATH")
-        return bundle
-    mrenclave = signing.sign(folder, key)
-    signed = bundle.model_copy(update={"mrenclave": mrenclave})
-    config = c.SplitConfig.read(folder / SPLIT).model_copy(update={"mrenclave": mrenclave})
-    config.write(folder / SPLIT)
-    text = (folder / "README.md").read_text().replace(TOLD_TO_SIGN, f"MRENCLAVE: `{mrenclave}`")
-    (folder / "README.md").write_text(text)
-    new = [SPLIT, "README.md", *signing.SIGNED]
-    files = {**signed.files, **{n: digest(folder / n) for n in new}}
-    return signed.model_copy(update={"files": dict(sorted(files.items()))})
+def _identified(folder: Path, bundle: Bundle, subject: Subject, key: bytes) -> Bundle:
+    """`bundle` with all hashes and its identity, to which the head's weights are sealed anew."""
+    identity = hashed(folder, bundle).identified()
+    seal_head(folder, replace(subject.head, bundle=identity), subject.made.head, key)
+    return hashed(folder, bundle.model_copy(update={"identity": identity}))
 
 
+SEALED = ALL_SEALED["aes-256-gcm"]
 __all__ = ["SEALED", "Build", "Exported", "Keys", "Source", "export"]

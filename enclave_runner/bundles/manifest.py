@@ -1,11 +1,15 @@
-"""The Gramine manifest of a worker, as a template that ``gramine-manifest`` renders.
+"""The Gramine manifest of a worker, rendered from data by this code alone.
 
-Only files that a worker was seen to open are trusted; the root is an empty tmpfs, and what is
-mounted into it are the folders of those files. Syntax: Gramine 1.9, "Manifest syntax".
+``gramine-manifest`` is not used: it takes a template, and a template is a program. What it adds are
+the places of the installed Gramine (`gramine`) and hashes of trusted files. Entry point, arguments
+and environment are constants here. Only files that a worker was seen to open are trusted; the root
+is an empty tmpfs, and what is mounted into it are the folders of those files. Syntax: Gramine 1.9,
+"Manifest syntax".
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -13,11 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ExportError
+from ...errors import BackendError, ExportError
 from ..program.parts import GRAMINE_KEY, GRAMINE_WEIGHTS
 from ..wire.accepted import MAX_CLIENTS
 from ..wire.messages import PORT_VARIABLE, TOKEN_VARIABLE
 from .footprint import Seen
+from .gramine import Installation
 
 # Gramine brings its own C library; the host's must not be found beside it.
 _GLIBC = (
@@ -78,24 +83,34 @@ def size_enclave(seen: Seen, threads: int) -> tuple[int, int]:
     return size, max_threads
 
 
-def render(worker: GramineWorker) -> str:
-    """The template's text."""
+def render(worker: GramineWorker, gramine: Installation, where: Path) -> str:
+    """The manifest's text, as ``gramine-direct`` and ``gramine-sgx-sign`` take it.
+
+    Args:
+        worker: What to run.
+        gramine: Where its libraries lie.
+        where: The folder that Gramine is started in, to which the worker's may be relative.
+
+    Raises:
+        ExportError: A path that cannot stand in a manifest.
+        BackendError: A file that is not there any more.
+    """
     folders = _folders(worker)
     library_path = ":".join(["/lib", *_library_folders(worker.files, worker.prefixes)])
     mounts = [
-        '{ path = "/lib", uri = "file:{{ gramine.runtimedir() }}" }',
-        '{ path = "/lib64", uri = "file:{{ gramine.runtimedir() }}" }',
+        _mount("/lib", str(gramine.runtime)),
+        _mount("/lib64", str(gramine.runtime)),
         *(_mount(p, p) for p in folders),
         _mount(INSIDE, worker.folder),
     ]
-    trusted = [
-        '"file:{{ gramine.libos }}"',
-        '"file:{{ gramine.runtimedir() }}/"',
-        *(_q("file:" + f) for f in worker.files if not _is_glibc(f)),
-    ]
+    trusted = [str(gramine.libos), *map(str, gramine.libraries())]
+    trusted += [f for f in worker.files if not _is_glibc(f)]
     allowed: list[str] = []
-    own = [_q(f"file:{worker.folder}/{name}") for name in worker.names]
-    (trusted if worker.trusted else allowed).extend(own)
+    own = [f"{worker.folder}/{name}" for name in worker.names]
+    if worker.trusted:
+        trusted += own
+    else:
+        allowed += [_q(f"file:{name}") for name in own]
     if worker.shm:
         shm = _q("dev:" + worker.shm)
         mounts.append(f'{{ type = "untrusted_shm", path = {_q(worker.shm)}, uri = {shm} }}')
@@ -112,9 +127,10 @@ def render(worker: GramineWorker) -> str:
     environment = "\n".join(f"loader.env.{n} = {_q(v)}" for n, v in ENVIRONMENT.items())
     argv = [sys.executable, "-I", "-B", "-m", f"partopt.{worker.module}", INSIDE]
     return f"""\
-# Rendered by partopt export; gramine-manifest fills in what stands in double braces.
-loader.entrypoint.uri = "file:{{{{ gramine.libos }}}}"
-loader.log_level = "{{{{ log_level | default('error') }}}}"
+# Rendered by partopt from what a bundle says that its head worker needs.
+loader.entrypoint.uri = {_q(f"file:{gramine.libos}")}
+loader.entrypoint.sha256 = "{_hash(gramine.libos)}"
+loader.log_level = "error"
 loader.argv = [{", ".join(_q(a) for a in argv)}]
 loader.env.LD_LIBRARY_PATH = {_q(library_path)}
 loader.env.LC_ALL = "C.UTF-8"
@@ -136,9 +152,9 @@ fs.mounts = [
 sgx.debug = false
 sgx.enclave_size = "{worker.enclave_size // _MIB}M"
 sgx.max_threads = {worker.max_threads}
-sgx.remote_attestation = "{{{{ remote_attestation | default('dcap') }}}}"
+sgx.remote_attestation = "dcap"
 sgx.trusted_files = [
-  {_lines(trusted)}
+  {_lines([_measured(name, where) for name in dict.fromkeys(trusted)])}
 ]
 sgx.allowed_files = [
   {_lines(allowed)}
@@ -147,10 +163,25 @@ sgx.allowed_files = [
 
 
 def _q(text: str) -> str:
-    """A TOML string that Jinja leaves alone."""
-    if "{{" in text or "{%" in text or "{#" in text:
+    """A TOML string."""
+    if not text.isprintable():
         raise ExportError(f"the path {text[:80]!r} cannot stand in a manifest; use another folder")
     return json.dumps(text, ensure_ascii=False)
+
+
+def _measured(name: str, where: Path) -> str:
+    return f'{{ uri = {_q("file:" + name)}, sha256 = "{_hash(where / name)}" }}'
+
+
+def _hash(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BackendError(
+            f"{str(path)!r}, which the head worker needs, cannot be read ({error.strerror}); "
+            "export the bundle again on this machine"
+        ) from None
 
 
 def _mount(inside: str, outside: str) -> str:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save
 
 from ...preprocessing import Preprocessing
-from ..program.parts import PROGRAM, SPEC, WEIGHTS, Limits, Part
+from ..program.parts import PROGRAM, SPEC, WEIGHTS, Limits, Part, mount_key
 from ..program.programs import Program
-from ..program.sealing import derive, seal
+from ..program.sealing import seal
+from .bundle import SEALED
 from .gramine import run_tool
 from .halves import Halves
-
-SEALED = f"{WEIGHTS}.sealed"
-GRAMINE_SEALED = f"{WEIGHTS}.pf"
 
 
 def write_parts(
@@ -43,35 +40,45 @@ def write_parts(
             limits=Limits(batch=made.batch),
             preprocessing=preprocessing if role == "head" else None,
         )
-        (place / SPEC).write_text(part.to_json())
         if role == "tail":
+            (place / SPEC).write_text(part.to_json())
             (place / WEIGHTS).write_bytes(weights)
+            parts[role] = Part.read(place)
         else:
-            (place / SEALED).write_bytes(seal(weights, key, f"head/{WEIGHTS}"))
-        parts[role] = part
+            parts[role] = seal_head(folder, part, program, key)
     return parts
+
+
+def seal_head(folder: Path, part: Part, program: Program, key: bytes) -> Part:
+    """Write the head's spec and seal its weights to it; return the spec as it reads.
+
+    Whoever changes the spec, or what it holds the hash of, has weights that do not open.
+    """
+    place = folder / "head"
+    (place / SPEC).write_text(part.to_json())
+    part = Part.read(place)
+    if part.seal == "gramine":
+        _seal_by_gramine(folder, part, program, key)
+    else:
+        sealed = seal(_weights(program), key, f"head/{WEIGHTS}", part.bound)
+        (place / SEALED[part.seal]).write_bytes(sealed)
+    return part
 
 
 def _weights(program: Program) -> bytes:
     return save({n: t.clone().contiguous() for n, t in program.tensors.items()})
 
 
-def reseal_by_gramine(folder: Path, part: Part, program: Program, key: bytes) -> Part:
-    """Let Gramine's tool encrypt; the plain copy lives in memory, readable by us alone.
-
-    Return the head's new spec.
-    """
-    weights = _weights(program)
-    (folder / "head" / SEALED).unlink()
-    part = replace(part, seal="gramine")
-    (folder / "head" / SPEC).write_text(part.to_json())
+def _seal_by_gramine(folder: Path, part: Part, program: Program, key: bytes) -> None:
+    """Let Gramine's tool encrypt; the plain copy lives in memory, readable by us alone."""
+    (folder / "head" / SEALED["aes-256-gcm"]).unlink(missing_ok=True)
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(prefix="partopt-seal-", dir=memory) as hidden:
         wrap, plain = Path(hidden) / "key", Path(hidden) / "plain"
-        wrap.write_bytes(derive(key, "gramine encrypted mount", 16))
-        plain.write_bytes(weights)
+        wrap.write_bytes(mount_key(key, part.bound))
+        plain.write_bytes(_weights(program))
         # The tool writes the output path into the file, and Gramine compares it.
-        output = f"head/{GRAMINE_SEALED}"
+        output = f"head/{SEALED[part.seal]}"
         run_tool(
             [
                 "gramine-sgx-pf-crypt",
@@ -81,4 +88,3 @@ def reseal_by_gramine(folder: Path, part: Part, program: Program, key: bytes) ->
             ],
             folder,
         )
-    return part

@@ -1,7 +1,7 @@
 """What a program may name: ATen operators, operations on sizes, and arguments that are plain data.
 
-Whoever may write a program chooses what runs in the enclave, so whatever is not known here is
-refused: operators that write to something, take text but a few known words, or return nothing.
+Whoever may write a program chooses what runs in the enclave, so whatever is not listed (`allowed`)
+is refused, and so is text but for a few known words.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from ...errors import BundleError, ExportError
 from ..wire.layouts import DTYPES
+from .allowed import OPERATORS
 
 _SIZE_OPS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
@@ -60,6 +61,18 @@ class Device:
     """Stands for the device on which the program runs."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """One operator, its arguments, and the values that nobody reads after it."""
+
+    op: str
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: int
+    free: tuple[int, ...] = ()
+
+
 def operator_named(name: str) -> Callable[..., Any]:
     """The operator of that name.
 
@@ -71,20 +84,22 @@ def operator_named(name: str) -> Callable[..., Any]:
         if function is None:
             raise BundleError(f"program names {name!r}, which is no operation on sizes")
         return function
-    space, _, rest = name.partition(".")
-    base, _, overload = rest.partition(".")
-    packet = (
-        getattr(torch.ops.aten, base, None) if space == "aten" and base.isidentifier() else None
-    )
-    found = getattr(packet, overload, None) if overload.isidentifier() else None
+    if not name.startswith("aten."):
+        raise BundleError(f"program names {name[:80]!r}, which is no ATen operator")
+    if name not in OPERATORS:
+        raise BundleError(f"program names {name[:80]!r}, which a program may not use")
+    _, base, overload = name.split(".")
+    found = getattr(getattr(torch.ops.aten, base, None), overload, None)
     if not isinstance(found, torch._ops.OpOverload):
-        raise BundleError(f"program names {name!r}, which is no ATen operator")
-    schema = found._schema
-    words = [a for a in schema.arguments if "str" in str(a.type)]
-    known = ("approximate", "rounding_mode", "mode", "reduce", "padding")
-    if schema.is_mutable or not schema.returns or any(a.name not in known for a in words):
-        raise BundleError(f"program names {name!r}, which a program may not use")
+        raise BundleError(f"program names {name!r}, which this version of torch does not have")
     return found
+
+
+def makes_tensors(call: Any) -> bool:
+    """Whether an operator makes a tensor of numbers alone, on a device that it is told."""
+    arguments = getattr(call, "_schema", None)
+    named = {a.name: str(a.type) for a in arguments.arguments} if arguments is not None else {}
+    return "device" in named and not any("Tensor" in kind for kind in named.values())
 
 
 def to_data(value: Any) -> Any:

@@ -19,8 +19,8 @@ import torch
 from torch import fx
 
 from ...errors import UsageError
-from .operators import Ref, operator_named
-from .programs import Program, Step, with_frees
+from .operators import Ref, Step, operator_named
+from .programs import Program, with_frees
 from .recording import moved, record
 
 SWITCHES = ("fold-bn", "channels-last")

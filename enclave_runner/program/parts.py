@@ -9,26 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load
 
 from ...errors import BundleError
 from ...preprocessing import Preprocessing
 from ..wire.layouts import DTYPES, Layout
 from . import sealing
+from .bounds import MAX_BYTES, MAX_ELEMENTS, ghost
+from .plain_json import bounded, parsed
 from .programs import Program
 
-SCHEMA = 1
+SCHEMA = 2
 SPEC, PROGRAM, WEIGHTS = "spec.json", "program.json", "weights.safetensors"
 # Where Gramine mounts the weights that it decrypts itself.
 GRAMINE_WEIGHTS = "/sealed/weights.safetensors"
 GRAMINE_KEY = "/dev/attestation/keys/partopt_head"
-SEALS = ("none", "aes-256-gcm", "gramine")
-MAX_SPEC_BYTES, MAX_PROGRAM_BYTES = 1 << 20, 256 << 20
+SEALS = {"head": ("aes-256-gcm", "gramine"), "tail": ("none",)}
+MAX_SPEC_BYTES, MAX_PROGRAM_BYTES, MAX_WEIGHTS_BYTES = 1 << 20, 16 << 20, 16 << 30
+MAX_SIDE, MAX_TENSORS, MAX_NAME = 4096, 256, 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,8 @@ class Limits:
 class Part:
     """The head or the tail of a bundle.
 
-    ``answers`` are the tensors that come back from the tail: for a tail its own outputs.
+    ``answers`` are the tensors that come back from the tail: for a tail its own outputs. ``bundle``
+    is the identity of the bundle that a head belongs to; a tail is part of that identity.
     """
 
     role: str
@@ -56,6 +62,12 @@ class Part:
     weights_sha256: str
     limits: Limits
     preprocessing: Preprocessing | None
+    bundle: str = ""
+
+    @property
+    def bound(self) -> bytes:
+        """What sealed weights are bound to: all that this spec says, of program and bundle too."""
+        return hashlib.sha256(self.to_json().encode()).digest()
 
     def to_json(self) -> str:
         """The spec as JSON."""
@@ -68,42 +80,42 @@ class Part:
         Raises:
             BundleError: Not what `export` writes.
         """
-        raw = bounded(folder / SPEC, MAX_SPEC_BYTES)
+        name = f"{folder.name}/{SPEC}"
+        data = parsed(bounded(folder / SPEC, MAX_SPEC_BYTES), name)
         try:
-            data = json.loads(raw)
             if data.pop("schema") != SCHEMA:
-                raise BundleError(f"{folder.name}/{SPEC} is of another version; export again")
-            data["inputs"] = tuple(_layout(e) for e in data["inputs"])
-            data["outputs"] = tuple(_layout(e) for e in data["outputs"])
-            data["answers"] = tuple(_layout(e) for e in data["answers"])
+                raise BundleError(f"{name} is of another version of partopt; export again")
+            data["inputs"] = _layouts(data["inputs"])
+            data["outputs"] = _layouts(data["outputs"])
+            data["answers"] = _layouts(data["answers"])
             data["limits"] = _limits(data["limits"])
             data["preprocessing"] = _preprocessing(data["preprocessing"])
             part = cls(**data)
+            _held(part, folder.name)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, BundleError):
                 raise
-            raise BundleError(f"{folder.name}/{SPEC} cannot be read; export again") from None
-        if part.role not in ("head", "tail") or part.seal not in SEALS:
-            raise BundleError(f"{folder.name}/{SPEC} is no head or tail; export again")
+            raise BundleError(f"{name} cannot be read; export again") from None
         return part
 
 
-def bounded(path: Path, most: int) -> bytes:
-    """The bytes of a file of at most `most` bytes.
-
-    Raises:
-        BundleError: Missing or larger.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise BundleError(
-            f"{path.parent.name}/{path.name} cannot be read: {error.strerror}"
-        ) from None
-    if len(data) > most:
-        raise BundleError(f"{path.parent.name}/{path.name} has more than {most} bytes")
-    return data
+def _held(part: Part, folder: str) -> None:
+    """What one value of a spec says about another."""
+    if part.role != folder or part.role not in SEALS or part.seal not in SEALS[part.role]:
+        raise BundleError(f"{folder}/{SPEC} is no {folder} as export writes it; export again")
+    for text in (part.program_sha256, part.weights_sha256, part.bundle or "0" * 64):
+        if not re.fullmatch("[0-9a-f]{64}", text):
+            raise BundleError(f"{folder}/{SPEC} has a hash that is none; export again")
+    tensors = [*part.inputs, *part.outputs, *part.answers]
+    if sum(t.nbytes(part.limits.batch) for t in tensors) > MAX_BYTES:
+        raise BundleError(f"{folder}/{SPEC} has tensors of more than {MAX_BYTES} bytes in all")
+    p = part.preprocessing
+    if (p is None) != (part.role == "tail"):
+        raise BundleError(f"{folder}/{SPEC} has preprocessing that does not fit; export again")
+    if p is not None:
+        taken = [(t.shape, t.dtype) for t in part.inputs]
+        if taken != [((1, 3, p.input_size, p.input_size), "float32")]:
+            raise BundleError(f"{folder}/{SPEC} takes other images than it prepares; export again")
 
 
 def _whole(value: Any, low: int, high: int) -> int:
@@ -112,18 +124,25 @@ def _whole(value: Any, low: int, high: int) -> int:
     return value
 
 
+def _layouts(entries: Any) -> tuple[Layout, ...]:
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_TENSORS:
+        raise BundleError(f"{SPEC} lists no tensors, or more than {MAX_TENSORS}")
+    return tuple(_layout(e) for e in entries)
+
+
 def _layout(entry: Any) -> Layout:
-    shape = tuple(_whole(n, 1, 1 << 32) for n in entry["shape"])
-    if not 1 <= len(shape) <= 8 or entry["dtype"] not in DTYPES or math.prod(shape) > 1 << 32:
+    shape = tuple(_whole(n, 1, MAX_ELEMENTS) for n in entry["shape"])
+    fits = 1 <= len(shape) <= 8 and math.prod(shape) <= MAX_ELEMENTS
+    if not fits or entry["dtype"] not in DTYPES or type(entry["name"]) is not str:
         raise BundleError(f"a tensor in {SPEC} has an impossible shape or dtype")
-    return Layout(str(entry["name"])[:200], shape, entry["dtype"])
+    return Layout(entry["name"][:MAX_NAME], shape, entry["dtype"])
 
 
 def _limits(entry: Any) -> Limits:
     return Limits(
         batch=_whole(entry["batch"], 1, 1024),
-        image_bytes=_whole(entry["image_bytes"], 1, 1 << 30),
-        image_pixels=_whole(entry["image_pixels"], 1, 1 << 30),
+        image_bytes=_whole(entry["image_bytes"], 1, 64 << 20),
+        image_pixels=_whole(entry["image_pixels"], 1, 100_000_000),
     )
 
 
@@ -135,9 +154,11 @@ def _preprocessing(entry: Any) -> Preprocessing | None:
     mean, std = (tuple(float(v) for v in entry[k]) for k in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3:
         raise BundleError(f"{SPEC} has not three values of mean and std")
+    if not all(math.isfinite(v) for v in mean) or not all(0 < v < math.inf for v in std):
+        raise BundleError(f"{SPEC} has a mean or std that normalises nothing")
     return Preprocessing(
-        input_size=_whole(entry["input_size"], 1, 1 << 14),
-        resize=_whole(entry["resize"], 1, 1 << 15),
+        input_size=_whole(entry["input_size"], 1, MAX_SIDE),
+        resize=_whole(entry["resize"], 1, 2 * MAX_SIDE),
         mean=mean,
         std=std,
         interpolation=entry["interpolation"],
@@ -169,33 +190,61 @@ def load_program(folder: Path, part: Part, key: bytes | None, device: str = "cpu
         BundleError: Changed files, or the wrong key.
     """
     program = program_of(folder, part)
-    weights = _OPEN[part.seal](folder, key or b"")
+    weights = _OPEN[part.seal](folder, key or b"", part.bound)
     if hashlib.sha256(weights).hexdigest() != part.weights_sha256:
         raise BundleError(f"{folder.name}/{WEIGHTS} was changed since export; export again")
-    return program.load(load(weights), device)
+    tensors = _tensors(folder, weights)
+    if tensors.keys() != set(program.constants):
+        raise BundleError(
+            f"{folder.name}/{WEIGHTS} has other tensors than its program; export again"
+        )
+    program.load(tensors, device)
+    given = program.sized([ghost(t.shape, DTYPES[t.dtype]) for t in part.inputs])
+    said = [(t.shape, DTYPES[t.dtype]) for t in part.outputs]
+    if [(tuple(t.shape), t.dtype) for t in given] != said:
+        raise BundleError(f"{folder.name}/{PROGRAM} gives other tensors than its {SPEC} says")
+    return program
 
 
-def _plain(folder: Path, key: bytes) -> bytes:
-    return (folder / WEIGHTS).read_bytes()
+def _tensors(folder: Path, weights: bytes) -> dict[str, torch.Tensor]:
+    try:
+        return load(weights)
+    except Exception as error:  # safetensors has one of its own, and torch several
+        reason = str(error).strip().splitlines()[:1]
+        raise BundleError(
+            f"{folder.name}/{WEIGHTS} is no safetensors file ({' '.join(reason)[:120]}); export "
+            "again"
+        ) from None
 
 
-def _sealed(folder: Path, key: bytes) -> bytes:
-    return sealing.unseal((folder / f"{WEIGHTS}.sealed").read_bytes(), key, f"head/{WEIGHTS}")
+def _plain(folder: Path, key: bytes, bound: bytes) -> bytes:
+    return bounded(folder / WEIGHTS, MAX_WEIGHTS_BYTES)
 
 
-def _by_gramine(folder: Path, key: bytes) -> bytes:
+def _sealed(folder: Path, key: bytes, bound: bytes) -> bytes:
+    sealed = bounded(folder / f"{WEIGHTS}.sealed", MAX_WEIGHTS_BYTES)
+    return sealing.unseal(sealed, key, f"head/{WEIGHTS}", bound)
+
+
+def _by_gramine(folder: Path, key: bytes, bound: bytes) -> bytes:
     """Gramine decrypts while reading, once it has the key (16 bytes, derived from ours)."""
     try:
-        Path(GRAMINE_KEY).write_bytes(sealing.derive(key, "gramine encrypted mount", 16))
-        return Path(GRAMINE_WEIGHTS).read_bytes()
-    except OSError as error:
+        Path(GRAMINE_KEY).write_bytes(mount_key(key, bound))
+        return bounded(Path(GRAMINE_WEIGHTS), MAX_WEIGHTS_BYTES)
+    except (OSError, BundleError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it cannot be read"
         raise BundleError(
-            f"the encrypted mount does not open ({error.strerror}): the key is wrong, the file was "
+            f"the encrypted mount does not open ({reason}): the key is wrong, the bundle was "
             "changed, or this is not Gramine; give the key that export wrote"
         ) from None
 
 
-_OPEN: dict[str, Callable[[Path, bytes], bytes]] = {
+def mount_key(key: bytes, bound: bytes) -> bytes:
+    """The key of Gramine's encrypted mount: its format binds no more, so the key does."""
+    return sealing.derive(key, "gramine encrypted mount", 16, salt=bound)
+
+
+_OPEN: dict[str, Callable[[Path, bytes, bytes], bytes]] = {
     "none": _plain,
     "aes-256-gcm": _sealed,
     "gramine": _by_gramine,

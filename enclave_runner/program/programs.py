@@ -14,21 +14,11 @@ from typing import Any
 import torch
 
 from ...errors import BundleError
-from .operators import Device, Ref, from_data, operator_named, to_data
+from .bounds import hold
+from .operators import Device, Ref, Step, from_data, makes_tensors, operator_named, to_data
+from .plain_json import parsed
 
-MAX_NODES = 200_000
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operator, its arguments, and the values that nobody reads after it."""
-
-    op: str
-    call: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: int
-    free: tuple[int, ...] = ()
+MAX_NODES = 50_000
 
 
 @dataclass
@@ -50,6 +40,7 @@ class Program:
     channels_last: bool = False
     tensors: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _sized: set[Any] = field(default_factory=set, repr=False)
 
     def load(self, tensors: Mapping[str, torch.Tensor], device: str = "cpu") -> Program:
         """Give the program its constants and its device; return it.
@@ -61,6 +52,7 @@ class Program:
         if missing:
             raise BundleError(f"weights lack {missing[0]!r} ({len(missing)} missing); export again")
         self.device = torch.device(device)
+        self._sized.clear()
         for name in self.constants:
             tensor = tensors[name].to(self.device)
             if self.channels_last and tensor.ndim == 4:
@@ -72,6 +64,18 @@ class Program:
         """Run on `inputs`; return the outputs."""
         return self.run(inputs)[0]
 
+    def sized(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs for inputs of these shapes, as tensors without memory.
+
+        Raises:
+            BundleError: The program does not work on them, or a value of it is too large.
+        """
+        values = hold([*inputs, *(self.tensors[n] for n in self.constants)], self.steps)
+        outputs = [values[i] for i in self.outputs]
+        if any(not isinstance(t, torch.Tensor) for t in outputs):
+            raise BundleError("program returns what is no tensor")
+        return outputs
+
     def run(
         self,
         inputs: Sequence[torch.Tensor],
@@ -81,7 +85,14 @@ class Program:
         """Run, and read `clock` after every step whose index is in `marks`.
 
         Returns the outputs and ``{step index: clock reading}``.
+
+        Raises:
+            BundleError: As `sized`, which goes before the first run on inputs of a shape.
         """
+        shapes = tuple((t.shape, t.stride(), t.dtype) for t in inputs)
+        if shapes not in self._sized:
+            self.sized(inputs)
+            self._sized.add(shapes)
         values: list[Any] = [*inputs, *(self.tensors[n] for n in self.constants)]
         values.extend([None] * len(self.steps))
         read: dict[int, Any] = {}
@@ -127,7 +138,7 @@ class Program:
             BundleError: Not a program, or an operator that is not allowed.
         """
         try:
-            data = json.loads(text)
+            data = parsed(text, "program")
             inputs, constants = _names(data["inputs"]), _names(data["constants"])
             raw, outputs = data["steps"], data["outputs"]
             if not isinstance(raw, list) or len(raw) > MAX_NODES:
@@ -158,7 +169,10 @@ def _step(entry: Any, result: int) -> Step:
         raise BundleError("program has a step that is no operator with arguments")
     args = [from_data(a, result) for a in args]
     kwargs = {str(k): from_data(v, result) for k, v in kwargs.items()}
-    return Step(op, operator_named(op), tuple(args), kwargs, result)
+    call = operator_named(op)
+    if makes_tensors(call) and not isinstance(kwargs.get("device"), Device):
+        raise BundleError(f"program has {op!r} on a device of its own")
+    return Step(op, call, tuple(args), kwargs, result)
 
 
 def with_frees(steps: Sequence[Step], outputs: Sequence[int], first: int) -> list[Step]:

@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from ...errors import BundleError, ExportError, first_line
-from .operators import SIZE_NAMES, Device, Ref, operator_named, to_data
-from .programs import Program, Step, with_frees
+from .operators import SIZE_NAMES, Device, Ref, Step, operator_named, to_data
+from .programs import Program, with_frees
 
 
 def record(module: fx.GraphModule, example: Sequence[torch.Tensor], dynamic: bool) -> Program:
@@ -23,7 +23,23 @@ def record(module: fx.GraphModule, example: Sequence[torch.Tensor], dynamic: boo
         dynamic: Whether the program must run at other batch sizes than the example's.
 
     Raises:
-        ExportError: The module uses more than plain ATen operators.
+        ExportError: The module uses more than listed ATen operators, or values that are too large.
+    """
+    program = _from_export(exported(module, example, dynamic))
+    try:
+        program.sized(example)
+    except BundleError as error:
+        raise ExportError(f"{error}; cut elsewhere") from None
+    return program
+
+
+def exported(
+    module: torch.nn.Module, example: Sequence[torch.Tensor], dynamic: bool
+) -> torch.export.ExportedProgram:
+    """`module` as ``torch.export`` writes it, without operators that write to their arguments.
+
+    Raises:
+        ExportError: It cannot be exported.
     """
     shapes = None
     if dynamic:
@@ -33,16 +49,16 @@ def record(module: fx.GraphModule, example: Sequence[torch.Tensor], dynamic: boo
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(
+            program = torch.export.export(
                 module, tuple(example), dynamic_shapes=shapes, strict=False
             )
-            if any(_mutates(n) for n in exported.graph.nodes):
-                exported = exported.run_decompositions({})
+            if any(_mutates(n) for n in program.graph.nodes):
+                program = program.run_decompositions({})
     except Exception as error:
         raise ExportError(
             f"torch.export could not export the module: {first_line(error)}"
         ) from error
-    return _from_export(exported)
+    return program
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -84,7 +100,7 @@ def _from_export(exported: torch.export.ExportedProgram) -> Program:
     for node in exported.graph.nodes:
         if node.op == "output":
             outputs = [index[n] for n in node.args[0]]
-        elif node.op == "call_function" and not _is_check(node):
+        elif node.op == "call_function" and not is_check(node):
             op = _name_of(node)
             result = first + len(steps)
             args = tuple(arg(a) for a in node.args)
@@ -103,7 +119,8 @@ def _from_export(exported: torch.export.ExportedProgram) -> Program:
     return program.load(tensors)
 
 
-def _is_check(node: fx.Node) -> bool:
+def is_check(node: fx.Node) -> bool:
+    """Whether the node holds a guard of the exporter's, which gives nothing."""
     name = str(node.target)
     return not node.users and ("assert" in name or "sym_constrain" in name or "_guards" in name)
 

@@ -4,7 +4,8 @@ Layout: magic (8 bytes), salt (32), then each chunk of at most 1 MiB with its ta
 key is HKDF-SHA256 of the user's key and the salt (RFC 5869), so that one user key may seal many
 files. The nonce is the chunk's number and whether it is the last, as in the STREAM construction
 (Hoang, Reyhanitabar, Rogaway, Vizar: "Online Authenticated-Encryption and its Nonce-Reuse
-Misuse-Resistance", CRYPTO 2015); the file's name is authenticated with every chunk.
+Misuse-Resistance", CRYPTO 2015). Authenticated with every chunk are the file's name and whatever
+else the caller binds it to: it does not open beside anything else.
 """
 
 from __future__ import annotations
@@ -35,26 +36,27 @@ def derive(key: bytes, purpose: str, length: int = 32, salt: bytes = b"") -> byt
     return HKDF(SHA256(), length, salt or None, b"partopt " + purpose.encode()).derive(key)
 
 
-def seal(data: bytes, key: bytes, name: str) -> bytes:
-    """Encrypt `data` as the file `name`."""
+def seal(data: bytes, key: bytes, name: str, bound: bytes = b"") -> bytes:
+    """Encrypt `data` as the file `name`, bound to `bound`."""
+    beside = _beside(name, bound)
     salt = secrets.token_bytes(_SALT)
     cipher = AESGCM(derive(key, "file", salt=salt))
     out = [MAGIC, salt]
     starts = range(0, max(1, len(data)), _CHUNK)
     for number, start in enumerate(starts):
         last = number == len(starts) - 1
-        out.append(
-            cipher.encrypt(_nonce(number, last), data[start : start + _CHUNK], name.encode())
-        )
+        out.append(cipher.encrypt(_nonce(number, last), data[start : start + _CHUNK], beside))
     return b"".join(out)
 
 
-def unseal(sealed: bytes, key: bytes, name: str) -> bytes:
+def unseal(sealed: bytes, key: bytes, name: str, bound: bytes = b"") -> bytes:
     """Decrypt what `seal` made.
 
     Raises:
-        BundleError: The key is wrong, or the file was changed, cut off or renamed.
+        BundleError: The key is wrong, the file was changed, cut off or renamed, or what it is bound
+            to is another.
     """
+    beside = _beside(name, bound)
     if len(key) != KEY_BYTES or sealed[: len(MAGIC)] != MAGIC:
         raise BundleError(f"{name!r} is no sealed file, or the key has not {KEY_BYTES} bytes")
     body = memoryview(sealed)[len(MAGIC) + _SALT :]
@@ -63,15 +65,20 @@ def unseal(sealed: bytes, key: bytes, name: str) -> bytes:
     try:
         return b"".join(
             cipher.decrypt(
-                _nonce(i, i == len(starts) - 1), body[start : start + _CHUNK + _TAG], name.encode()
+                _nonce(i, i == len(starts) - 1), body[start : start + _CHUNK + _TAG], beside
             )
             for i, start in enumerate(starts)
         )
     except InvalidTag:
         raise BundleError(
-            f"{name!r} does not open: the key is wrong, or the file was changed; give the key that "
-            "export wrote"
+            f"{name!r} does not open: the key is wrong, or the bundle was changed since export; "
+            "give the key and the bundle that export wrote"
         ) from None
+
+
+def _beside(name: str, bound: bytes) -> bytes:
+    """What is authenticated with every chunk; no name and bound read like another pair."""
+    return len(name.encode()).to_bytes(4, "big") + name.encode() + bound
 
 
 def _nonce(number: int, last: bool) -> bytes:

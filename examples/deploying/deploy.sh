@@ -9,6 +9,6 @@ partopt find --model network:make --weights none --input-size 64 --mean 0.5 --st
 # Without a GPU `find` takes the budget quick, which screens and certifies nothing, and `export` refuses the
 # cut: the option takes it all the same, to try things out. In earnest run `find --budget standard`, and leave
 # the option out.
-partopt export network.split.json --out bundle --accept-screening
+partopt export network.split.json --out bundle --accept-screening --trust-model
 # Without SGX nothing is protected, and partopt says so. On gramine-sgx leave the last option out.
 partopt run bundle --input photo.png --insecure-no-attestation

@@ -168,7 +168,11 @@ def nets(tmp_path_factory):
 @pytest.fixture(scope="session")
 def made(nets) -> Made:
     split, loaded = split_config(nets, "runnets:Net", "mid.2")
-    done = export(Source(split=split, accept_screening=True), nets / "bundle", build=Build(batch=4))
+    done = export(
+        Source(split=split, accept_screening=True, trust_model=True),
+        nets / "bundle",
+        build=Build(batch=4),
+    )
     return Made(done.folder, read_key(done.key), split, loaded)
 
 
@@ -320,7 +324,8 @@ class Crossing:
         everything = b"|".join(crossed.values())
         x = made.prepared(photo)
         sealed = (made.folder / "head" / SEALED).read_bytes()
-        weights = load(unseal(sealed, made.key, f"head/{WEIGHTS}"))
+        head = Part.read(made.folder / "head")
+        weights = load(unseal(sealed, made.key, f"head/{WEIGHTS}", head.bound))
         head = load_program(made.folder / "head", Part.read(made.folder / "head"), made.key)
         boundary = windows(head(x)[0])
         seen = sum(piece in everything for piece in boundary)

@@ -6,7 +6,7 @@ from partopt.enclave_runner.bench import STAGES, bench
 from partopt.enclave_runner.bundles.export import SEALED
 from partopt.enclave_runner.orchestrator import ServeOptions
 from partopt.enclave_runner.probing import Probe
-from partopt.enclave_runner.program.parts import WEIGHTS
+from partopt.enclave_runner.program.parts import WEIGHTS, Part
 from partopt.enclave_runner.program.sealing import unseal
 from partopt.reporting.answers import bench_table
 
@@ -43,7 +43,8 @@ def test_bench_measures_every_stage_and_the_other_ways(made, photo, monkeypatch,
     json.dumps(found.as_dict(), allow_nan=False)
     assert bench_table(found) is not None
     sealed = (made.folder / "head" / SEALED).read_bytes()
-    secret = unseal(sealed, made.key, f"head/{WEIGHTS}")
+    bound = Part.read(made.folder / "head").bound
+    secret = unseal(sealed, made.key, f"head/{WEIGHTS}", bound)
     assert len(kept[WEIGHTS]) > len(secret)
     assert not any(secret[i : i + 32] in kept[WEIGHTS] for i in range(512, len(secret) - 32, 32))
     assert list(tmp_path.iterdir()) == []

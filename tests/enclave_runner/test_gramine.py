@@ -34,7 +34,7 @@ def test_answers_are_bit_identical_and_nothing_else_leaves(made, photo, transpor
 
 def test_gramines_encrypted_mount(made, photo, tmp_path):
     done = export(
-        Source(split=made.split, accept_screening=True),
+        Source(split=made.split, accept_screening=True, trust_model=True),
         tmp_path / "b",
         keys=Keys(seal_with="gramine"),
     )
@@ -101,7 +101,7 @@ def test_signing_gives_the_measurement_that_gramine_shows(made, tmp_path):
     subprocess.run(["gramine-sgx-gen-private-key", str(key)], check=True, capture_output=True)
     split = shutil.copy(made.split, tmp_path / "s.json")
     done = export(
-        Source(split=tmp_path / "s.json", accept_screening=True),
+        Source(split=tmp_path / "s.json", accept_screening=True, trust_model=True),
         tmp_path / "b",
         keys=Keys(sign=key),
     )

@@ -30,15 +30,14 @@ def test_only_the_worker_that_was_started_is_taken_for_it(monkeypatch):
         worker.stop(1.0)
 
 
-def test_a_manifest_of_an_older_version_is_refused_in_one_sentence(tmp_path):
-    """Its worker is started by a module's name, and modules have moved."""
-    template = tmp_path / launcher.TEMPLATE
-    old = 'loader.argv = ["python", "-m", "partopt.enclave_runner.head", "/bundle/head"]\n'
-    for text, refused in ((old, True), (old.replace("runner.head", "runner.inside.head"), False)):
-        template.write_text(text)
-        if refused:
-            with pytest.raises(BundleError, match=r"of an older partopt.*export again"):
-                launcher.rendered("gramine-sgx", tmp_path, tmp_path)
-        else:
-            with pytest.raises(BackendError, match="not signed"):
-                launcher.rendered("gramine-sgx", tmp_path, tmp_path)
+def test_a_bundle_of_an_older_version_is_refused_in_one_sentence(tmp_path):
+    """It has a template of a manifest, and nothing that a manifest could be made of."""
+    (tmp_path / "head.manifest.template").write_text("loader.argv = []")
+    for backend in ("gramine-direct", "gramine-sgx"):
+        with pytest.raises(BundleError, match=r"of an older partopt.*export again"):
+            launcher.rendered(backend, tmp_path, tmp_path)
+
+
+def test_sgx_wants_a_signed_bundle(made, tmp_path):
+    with pytest.raises(BackendError, match="not signed; run partopt sign"):
+        launcher.rendered("gramine-sgx", made.folder, tmp_path)

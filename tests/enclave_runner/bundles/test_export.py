@@ -1,6 +1,8 @@
 import copy
+import hashlib
 import json
 import os
+import tomllib
 from dataclasses import replace
 
 import pytest
@@ -18,7 +20,9 @@ from partopt.enclave_runner.bundles.export import (
     _splittable,
     export,
 )
+from partopt.enclave_runner.bundles.gramine import Installation
 from partopt.enclave_runner.bundles.manifest import GramineWorker, render
+from partopt.enclave_runner.bundles.needs import worker_of
 from partopt.enclave_runner.program.parts import WEIGHTS, Part, load_program
 from partopt.enclave_runner.program.recording import join
 from partopt.enclave_runner.program.sealing import new_key, read_key, unseal
@@ -41,6 +45,11 @@ INITS = {"__init__", "enclave_runner.__init__"} | {
 }
 
 
+def source(split) -> Source:
+    """A screened cut of our own factory."""
+    return Source(split=split, accept_screening=True, trust_model=True)
+
+
 def test_the_bundle_says_what_it_is(made):
     bundle = read_bundle(made.folder)
     assert (bundle.model, bundle.cut, bundle.batch) == ("runnets:Net", "mid.2", 4)
@@ -56,7 +65,8 @@ def test_the_bundle_says_what_it_is(made):
 
 def test_each_side_holds_its_own_weights_alone_and_the_heads_are_sealed(made):
     sealed = (made.folder / "head" / SEALED).read_bytes()
-    head = load(unseal(sealed, made.key, f"head/{WEIGHTS}"))
+    bound = Part.read(made.folder / "head").bound
+    head = load(unseal(sealed, made.key, f"head/{WEIGHTS}", bound))
     tail = load((made.folder / "tail" / WEIGHTS).read_bytes())
     names = {k.split(".")[0] for k in head}, {k.split(".")[0] for k in tail}
     assert names == ({"stem", "mid"}, {"late", "fc"})
@@ -96,7 +106,8 @@ def test_any_changed_file_is_noticed(made, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 1},
+        {"schema": 3},
         {"extra": 1},
         {"batch": "x"},
         {"files": {"../x": "0" * 64}},
@@ -144,6 +155,7 @@ def test_workers_check_hashes_themselves(made, tmp_path):
         (("seal",), "rot13"),
         (("preprocessing", "resize"), 1 << 40),
         (("schema",), 9),
+        (("schema",), 1),
         (("preprocessing", "interpolation"), "magic"),
         (("inputs", 0, "shape"), [1 << 31] * 8),
     ],
@@ -162,17 +174,17 @@ def test_a_wrong_spec_is_refused(made, tmp_path, path, value):
 
 def test_nothing_is_overwritten(made, tmp_path):
     with pytest.raises(UsageError, match="not empty"):
-        export(Source(split=made.split, accept_screening=True), made.folder)
+        export(source(made.split), made.folder)
     (tmp_path / "k").write_text("mine")
     with pytest.raises(UsageError, match="`key` got"):
         export(
-            Source(split=made.split, accept_screening=True),
+            source(made.split),
             tmp_path / "b",
             keys=Keys(file=tmp_path / "k"),
         )
     with pytest.raises(UsageError, match="inside the bundle"):
         export(
-            Source(split=made.split, accept_screening=True),
+            source(made.split),
             tmp_path / "b",
             keys=Keys(file=tmp_path / "b" / "k"),
         )
@@ -185,7 +197,7 @@ def test_other_weights_than_were_attacked_are_refused(made, tmp_path):
     path = tmp_path / "s.json"
     config.model_copy(update={"model": other}).write(path)
     with pytest.raises(WeightsError, match="not those"):
-        export(Source(split=path, accept_screening=True), tmp_path / "b")
+        export(source(path), tmp_path / "b")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -218,15 +230,15 @@ ENOUGH = {"budget": "standard", "evidence": "standard", "shortfall": ""}
 def test_a_cut_that_nothing_certifies_is_refused_without_a_word(made, tmp_path, row, privacy, word):
     path = restated(made, tmp_path / "s.json", row=row, privacy=privacy)
     with pytest.raises(UsageError, match=f"is {word}, not certified: .*--accept-screening") as info:
-        export(Source(split=path), tmp_path / "b")
+        export(Source(split=path, trust_model=True), tmp_path / "b")
     assert "--budget standard" in str(info.value), "what could certify it"
     assert list(tmp_path.iterdir()) == [path]
-    _splittable(Source(split=path, accept_screening=True))
+    _splittable(source(path))
 
 
 def test_a_certified_cut_takes_no_word(made, tmp_path):
     path = restated(made, tmp_path / "s.json", row=SAFE, privacy=ENOUGH)
-    done = export(Source(split=path), tmp_path / "b")
+    done = export(Source(split=path, trust_model=True), tmp_path / "b")
     assert not any("certified" in w for w in done.warnings)
 
 
@@ -243,7 +255,7 @@ def test_a_certified_cut_takes_no_word(made, tmp_path):
 def test_no_word_lets_a_cut_out_that_counts_as_leaking(made, tmp_path, row, privacy):
     path = restated(made, tmp_path / "s.json", row=row, privacy=privacy)
     with pytest.raises(UsageError, match="counts as leaking; run find again"):
-        export(Source(split=path, accept_screening=True), tmp_path / "b")
+        export(source(path), tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
@@ -258,14 +270,14 @@ def test_no_cut_no_bundle(made, tmp_path):
     path = tmp_path / "s.json"
     SplitConfig.read(made.split).model_copy(update={"cut": None}).write(path)
     with pytest.raises(UsageError, match="no cut"):
-        export(Source(split=path, accept_screening=True), tmp_path / "b")
+        export(source(path), tmp_path / "b")
 
 
 def test_weights_that_lie_on_both_sides_are_told_from_the_start(find_split, tmp_path):
     split, loaded = find_split("runnets:Tied", "relu")
     told = "head and tail both read a.weight"
     assert any(told in w for w in SplitConfig.read(split).warnings)
-    done = export(Source(split=split, accept_screening=True), tmp_path / "b")
+    done = export(source(split), tmp_path / "b")
     assert any(told in w for w in done.warnings)
     assert done.off == 0
     halves = [
@@ -287,7 +299,7 @@ def test_a_graph_that_was_not_attacked_is_refused(made, tmp_path):
     path = tmp_path / "s.json"
     config.model_copy(update={"model": other}).write(path)
     with pytest.raises(CutError, match="not the one that was attacked"):
-        export(Source(split=path, accept_screening=True), tmp_path / "b")
+        export(source(path), tmp_path / "b")
 
 
 def test_programs_are_held_against_the_loaded_model(made, tmp_path, monkeypatch):
@@ -303,14 +315,14 @@ def test_programs_are_held_against_the_loaded_model(made, tmp_path, monkeypatch)
 
     monkeypatch.setattr(LoadedModel, "trace", wrong)
     with pytest.raises(ExportError, match="answer otherwise than the model"):
-        export(Source(split=made.split, accept_screening=True), tmp_path / "b")
+        export(source(made.split), tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("name", ["Packed", "Whole"])
 def test_answers_in_containers_are_exported(find_split, tmp_path, name):
     split, loaded = find_split(f"runnets:{name}", "a")
-    done = export(Source(split=split, accept_screening=True), tmp_path / "b")
+    done = export(source(split), tmp_path / "b")
     halves = [
         load_program(done.folder / role, Part.read(done.folder / role), read_key(done.key))
         for role in ("head", "tail")
@@ -333,7 +345,7 @@ def test_a_complex_boundary_is_refused(find_split, tmp_path):
     row = config.cuts[0].model_copy(update={"name": cut.name})
     config.model_copy(update={"cut": chosen, "cuts": [row]}).write(split)
     with pytest.raises(ExportError, match="complex64, which cannot cross"):
-        export(Source(split=split, accept_screening=True), tmp_path / "b")
+        export(source(split), tmp_path / "b")
 
 
 def test_labels(made, tmp_path):
@@ -341,13 +353,13 @@ def test_labels(made, tmp_path):
     names.write_text("a\nb\nc\n")
     with pytest.raises(UsageError, match="3 labels for 5 classes"):
         export(
-            Source(split=made.split, accept_screening=True),
+            source(made.split),
             tmp_path / "b",
             build=Build(labels=str(names)),
         )
     with pytest.raises(UsageError, match="use imagenet or a text file"):
         export(
-            Source(split=made.split, accept_screening=True),
+            source(made.split),
             tmp_path / "b",
             build=Build(labels="nope.txt"),
         )
@@ -357,48 +369,55 @@ def test_what_gramine_lacks_is_said(made, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendError, match="gramine-sgx-pf-crypt is not on PATH"):
         export(
-            Source(split=made.split, accept_screening=True),
+            source(made.split),
             tmp_path / "b",
             keys=Keys(seal_with="gramine"),
         )
     (tmp_path / "key.pem").write_text("x")
-    done = export(
-        Source(split=made.split, accept_screening=True),
-        tmp_path / "b",
-        keys=Keys(sign=tmp_path / "key.pem"),
-    )
-    assert any("not signed" in w for w in done.warnings)
-    assert done.bundle.mrenclave is None
+    with pytest.raises(BackendError, match="`sign` needs gramine-sgx-sign, not on PATH"):
+        export(source(made.split), tmp_path / "b", keys=Keys(sign=tmp_path / "key.pem"))
+    assert not (tmp_path / "b").exists()
 
 
-def test_the_manifest_trusts_files_not_folders(made):
-    text = (made.folder / "head.manifest.template").read_text()
-    trusted = text.split("sgx.trusted_files = [")[1].split("]")[0]
-    entries = [line.strip().strip('",') for line in trusted.splitlines() if line.strip()]
-    folders = [e for e in entries if e.endswith("/")]
-    assert folders == ["file:{{ gramine.runtimedir() }}/"]
-    assert len(entries) < 3000
-    assert "file:head/spec.json" in entries
-    assert "sys.disallow_subprocesses = true" in text
-    assert "sgx.debug = false" in text
-    allowed = text.split("sgx.allowed_files = [")[1]
-    assert allowed.count("file:") + allowed.count("dev:") == 2
-    assert "/torch/lib/libtorch_cpu.so" in trusted
-    assert "torchvision" not in trusted, "the enclave needs no torchvision"
-    assert "/optuna/" not in trusted
+@pytest.fixture
+def gramine(tmp_path) -> Installation:
+    """What an installed Gramine looks like."""
+    place = tmp_path / "gramine"
+    (place / "runtime" / "glibc").mkdir(parents=True)
+    for name in ("libsysdb.so", "runtime/glibc/libc.so.6", "runtime/glibc/ld.so"):
+        (place / name).write_text(name)
+    return Installation(place / "libsysdb.so", place / "runtime" / "glibc")
+
+
+def test_the_manifest_trusts_files_not_folders(made, gramine):
+    manifest = tomllib.loads(render(worker_of(made.folder), gramine, made.folder))
+    trusted = {e["uri"]: e["sha256"] for e in manifest["sgx"]["trusted_files"]}
+    assert not [e for e in trusted if e.endswith("/")]
+    assert len(trusted) < 3000
+    spec = (made.folder / "head" / "spec.json").read_bytes()
+    assert trusted["file:head/spec.json"] == hashlib.sha256(spec).hexdigest()
+    assert f"file:{gramine.runtime}/libc.so.6" in trusted
+    assert manifest["sys"]["disallow_subprocesses"] is True
+    assert manifest["sgx"]["debug"] is False
+    assert len(manifest["sgx"]["allowed_files"]) == 2
+    assert any(e.endswith("/torch/lib/libtorch_cpu.so") for e in trusted)
+    assert not any("torchvision" in e for e in trusted), "the enclave needs no torchvision"
+    assert not any("/optuna/" in e for e in trusted)
     package = f"file:{os.path.dirname(partopt.__file__)}/"
-    own = {e.removeprefix(package) for e in entries if e.startswith(package)}
+    own = {e.removeprefix(package) for e in trusted if e.startswith(package)}
     # In a checkout the environment lies inside the package's own folder.
     own = {e for e in own if not e.startswith(".venv/")}
     read = {e.removesuffix(".py").replace("/", ".") for e in own}
     assert read == {*TRUSTED, *INITS}, "what the head worker imports"
-    assert not any(name in trusted for name in ("libc.so.6", "libm.so.6"))
+    elsewhere = [e for e in trusted if not e.startswith(f"file:{gramine.runtime}")]
+    assert not any(e.endswith(("/libc.so.6", "/libm.so.6")) for e in elsewhere)
 
 
-def test_a_path_cannot_write_the_manifest():
+@pytest.mark.parametrize("name", ['a"b', "a{{ 7 * 7 }}", "{% for x in y %}", "a\\b", "é"])
+def test_a_path_stands_in_the_manifest_as_it_is(gramine, tmp_path, name):
     worker = GramineWorker(
         module="m",
-        folder='x"{{ evil }}',
+        folder=name,
         names=["n"],
         trusted=True,
         files=[],
@@ -406,9 +425,14 @@ def test_a_path_cannot_write_the_manifest():
         enclave_size=1 << 30,
         max_threads=8,
     )
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "n").write_text("x")
+    manifest = tomllib.loads(render(worker, gramine, tmp_path))
+    assert manifest["fs"]["mounts"][-1]["uri"] == f"file:{name}"
     with pytest.raises(ExportError, match="cannot stand in a manifest"):
-        render(worker)
-    assert 'uri = "file:a\\"b"' in render(replace(worker, folder='a"b'))
+        render(replace(worker, folder='x"\n[evil]'), gramine, tmp_path)
+    with pytest.raises(BackendError, match="cannot be read"):
+        render(replace(worker, files=["/no/where"]), gramine, tmp_path)
 
 
 def test_bundle_schema_is_strict():
