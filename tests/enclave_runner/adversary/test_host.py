@@ -39,7 +39,7 @@ PASSING = {"starting", "tail-lost", "head-lost", "session"}
 def live(made, tmp_path_factory):
     """A service that every test here hurts, and finds well again at its end."""
     logs = tmp_path_factory.mktemp("logs")
-    options = ServeOptions(enclave="native", timeout=2.0, queue=6, logs=logs)
+    options = ServeOptions(enclave="native", timeout=4.0, queue=6, logs=logs)
     with Service(made.folder, options, key=made.key, insecure=True) as service:
         yield service
     assert made.left_over() == []
@@ -70,13 +70,11 @@ def said(service, event: str, name: str) -> list[dict]:
 
 
 def test_another_service_of_the_bundle_comes_and_goes(live, made, photo):
-    """What the live one needs for mending itself (see below) stays, whatever the other used."""
+    """What the live one needs for mending itself (see below) stays."""
     held = {p for p in made.on_the_host() if p.is_file()}
-    for transport in ("shm", "file"):
-        with made.service(transport=transport) as other, other.client() as client:
-            assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
-            mine = [p for p in made.on_the_host() if p.name.startswith(other._start.instance)]
-            assert mine
+    with made.service() as other, other.client() as client:
+        assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
+        assert any(p.name.startswith(other._start.instance) for p in made.on_the_host())
     assert {p for p in made.on_the_host() if p.is_file()} == held
 
 
