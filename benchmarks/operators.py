@@ -56,6 +56,11 @@ class Scaled(nn.Module):
         return x + self.place(torch.arange(4, device=x.device)).mean() + torch.ones_like(x)
 
 
+def _grid(x: Tensor) -> Tensor:
+    turn = torch.eye(2, 3)[None].repeat(len(x), 1, 1)
+    return F.affine_grid(turn, x.shape, align_corners=False)
+
+
 ACTIVATIONS: list[nn.Module] = [
     *(nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(), nn.PReLU(), nn.ELU(), nn.SELU(), nn.CELU()),
     *(nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Sigmoid(), nn.Tanh(), nn.Softplus()),
@@ -128,7 +133,7 @@ FUNCTIONS: list[Callable[[Tensor], Tensor]] = [
     lambda x: (
         F.scaled_dot_product_attention(x, x, x) + F.cosine_similarity(x, x).mean() + x.new_ones(1)
     ),
-    lambda x: F.grid_sample(x, F.affine_grid(torch.eye(2, 3)[None].repeat(len(x), 1, 1), x.shape)),
+    lambda x: F.grid_sample(x, _grid(x), align_corners=False),
     lambda x: (
         x + torch.linspace(0, 1, 16) + torch.arange(16) + torch.full((1,), 0.5) + torch.zeros(1)
     ),
@@ -327,6 +332,7 @@ def main() -> int:
     for name, job in jobs:
         try:
             found = job()
+            print(f"{name}: {len(found)} operators", file=sys.stderr, flush=True)
             for operator in found:
                 seen.setdefault(operator, name)
             if lacking := sorted(found - OPERATORS):

@@ -39,6 +39,8 @@ _WORDS = frozenset(
         "circular",
         "mean",
         "sum",
+        "same",
+        "valid",
     ]
 )
 _FORMATS = {

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import load
 
 import partopt
@@ -23,6 +25,7 @@ from partopt.enclave_runner.bundles.export import (
 from partopt.enclave_runner.bundles.gramine import Installation
 from partopt.enclave_runner.bundles.manifest import GramineWorker, render
 from partopt.enclave_runner.bundles.needs import worker_of
+from partopt.enclave_runner.bundles.trust import hold_trusted
 from partopt.enclave_runner.program.parts import WEIGHTS, Part, load_program
 from partopt.enclave_runner.program.recording import join
 from partopt.enclave_runner.program.sealing import new_key, read_key, unseal
@@ -236,10 +239,18 @@ def test_a_cut_that_nothing_certifies_is_refused_without_a_word(made, tmp_path, 
     _splittable(source(path))
 
 
-def test_a_certified_cut_takes_no_word(made, tmp_path):
+def test_a_certified_cut_takes_no_word_and_a_key_signs_its_bundle(made, tmp_path):
     path = restated(made, tmp_path / "s.json", row=SAFE, privacy=ENOUGH)
-    done = export(Source(split=path, trust_model=True), tmp_path / "b")
+    key = Ed25519PrivateKey.generate()
+    pem, spki = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (tmp_path / "k.pem").write_bytes(key.private_bytes(pem, *plain))
+    (tmp_path / "k.pub").write_bytes(key.public_key().public_bytes(pem, spki))
+    keys = Keys(sign_bundle=tmp_path / "k.pem")
+    done = export(Source(split=path, trust_model=True), tmp_path / "b", keys=keys)
     assert not any("certified" in w for w in done.warnings)
+    hold_trusted(done.folder, tmp_path / "k.pub")
+    assert read_bundle(done.folder).identity == done.bundle.identified()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import fx, nn
 
+from partopt.enclave_runner.program.allowed import OPERATORS
 from partopt.enclave_runner.program.operators import operator_named
 from partopt.enclave_runner.program.optimise import channels_last, parse, quickest
 from partopt.enclave_runner.program.programs import Program
@@ -68,6 +71,28 @@ def test_marks_are_read_in_order(halves):
 def test_operators_that_a_program_may_not_name(name):
     with pytest.raises(BundleError, match="program names"):
         operator_named(name)
+
+
+@pytest.fixture
+def corpus(monkeypatch):
+    """Layers and functions that the list of operators was measured on."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    return importlib.import_module("operators")
+
+
+@pytest.mark.parametrize("some", [20, pytest.param(1, marks=pytest.mark.slow)])
+def test_what_export_writes_is_listed_sized_and_read_back(corpus, some):
+    """Each network's program says on shapes what it then computes, and computes what it is."""
+    for name, module, x in list(corpus.small())[::some]:
+        if some == 1:
+            assert corpus.written(module, x) <= OPERATORS, name
+        program = again(record(module.eval(), [x], False))
+        ghosts = program.sized([x])
+        with torch.inference_mode():
+            want = module(x)
+        (got,) = program(x)
+        assert (ghosts[0].shape, ghosts[0].dtype) == (got.shape, got.dtype), name
+        torch.testing.assert_close(got, want, msg=name, equal_nan=True)
 
 
 def changed(program: Program, change) -> str:
