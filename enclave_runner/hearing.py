@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -49,6 +51,9 @@ class Worker:
 
     def how_it_ended(self) -> str:
         """Its exit status and the last that it printed."""
+        # Its connections end before it does.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.started.process.wait(1.0)
         status = self.started.process.poll()
         how = "" if status is None else f" (exit status {status})"
         return f"the {self.name} worker ended{how}: {self.started.output.last_line()}"

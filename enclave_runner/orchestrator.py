@@ -335,6 +335,8 @@ class Service:
             self._start_tail()
             return
         if head is not None:
+            if name == "tail":  # both died, and only the tail's end was told so far
+                self._say("ended", head.name, head.how_it_ended())
             self._end(head)
         self._start_both()
 
