@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..errors import BackendError
 from .layers import Layer
-from .ring import wrap
+from .ring import add, wrap
 
 ARITHMETIC = ("limbs", "float64")
 _FLOAT_COLUMNS = 1 << 15  # 2^31 * 2^7 * 2^15 = 2^53
@@ -41,19 +41,41 @@ def modular(layer: Layer, values: torch.Tensor, arithmetic: str | None = None) -
         BackendError: No arithmetic is exact on that device.
     """
     how = arithmetic or choose(values.device.type)
+    if how == "float64":
+        return _sums(layer, values.to(torch.float64))
+    return _joined(_sums(layer, limbs(values).flatten(0, 1)).unflatten(0, (4, -1)))
+
+
+def limbs(values: torch.Tensor) -> torch.Tensor:
+    """Four int8 digits (4, \\*shape) of int32 residues in base 256, from -128 to 127, lowest first.
+
+    With 128 added to every digit at once, the bytes are the digits plus 128.
+    """
+    shifted = add(values, torch.full_like(values, -0x7F7F7F80)).unsqueeze(-1)
+    return (shifted.view(torch.int8) ^ -128).movedim(-1, 0)
+
+
+def _joined(sums: torch.Tensor) -> torch.Tensor:
+    total = sums[0].clone()
+    for i in (1, 2, 3):
+        total += sums[i] << (8 * i)
+    return total
+
+
+def _sums(layer: Layer, values: torch.Tensor) -> torch.Tensor:
+    """The layer's sums over int8 or float64 `values`, modulo 2^32, as int32."""
+    weight = layer.weight.to(values.device)
     if layer.window is None:
         rows = values.reshape(-1, values.shape[-1])
-        weight = layer.weight.to(values.device)
-        return _product(rows, weight, how).reshape(values.shape[0], *layer.output_shape)
-    batch, groups = values.shape[0], layer.window.groups
-    out = values.new_empty(batch, *layer.output_shape)
-    weights = layer.weight.to(values.device).flatten(1).chunk(groups)
-    each = layer.weight.shape[0] // groups
+        return _product(rows, weight).reshape(len(values), *layer.output_shape)
+    groups = layer.window.groups
+    out = torch.empty(len(values), *layer.output_shape, dtype=torch.int32, device=values.device)
+    each = weight.shape[0] // groups
     for first, patches in unrolled(layer, values):
         last = first + patches.shape[1]
-        for g, weight in enumerate(weights):
+        for g, own in enumerate(weight.flatten(1).chunk(groups)):
             rows = patches[:, :, :, g].flatten(0, 2).flatten(1)
-            found = _product(rows, weight, how).reshape(*patches.shape[:3], each)
+            found = _product(rows, own).reshape(*patches.shape[:3], each)
             out[:, g * each : (g + 1) * each, first:last] = found.permute(0, 3, 1, 2)
     return out
 
@@ -81,33 +103,29 @@ def unrolled(layer: Layer, values: torch.Tensor) -> Iterator[tuple[int, torch.Te
         yield first, view[:, first : first + step]
 
 
-def _product(rows: torch.Tensor, weight: torch.Tensor, how: str) -> torch.Tensor:
-    """rows (n, k) int32 times weight (m, k) int8, modulo 2^32, as (n, m) int32."""
-    total = torch.zeros(rows.shape[0], weight.shape[0], dtype=torch.int64, device=rows.device)
-    most = _FLOAT_COLUMNS if how == "float64" else _LIMB_COLUMNS
+def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """rows (n, k) int8 or float64 times weight (m, k) int8, modulo 2^32, as (n, m) int32."""
+    whole = rows.dtype == torch.int8
+    most = _LIMB_COLUMNS if whole else _FLOAT_COLUMNS
+    total: torch.Tensor | None = None
     for start in range(0, rows.shape[1], most):
-        part, w = rows[:, start : start + most], weight[:, start : start + most]
-        if how == "float64":
-            total += (part.to(torch.float64) @ w.to(torch.float64).T).to(torch.int64)
+        part, own = rows[:, start : start + most], weight[:, start : start + most]
+        if whole:
+            found = _whole_product(part, own)
         else:
-            total += _by_limbs(part, w)
-        total = wrap(total).to(torch.int64)
-    return wrap(total)
+            found = wrap((part @ own.to(torch.float64).T).to(torch.int64))
+        total = found if total is None else add(total, found)
+    assert total is not None
+    return total
 
 
-def _by_limbs(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    n, k = rows.shape
-    m = weight.shape[0]
-    # On CUDA the product wants more than 16 rows and multiples of 8; zeros change no sum.
-    up = (max(0, 17 - n), -k % 8, -m % 8)
-    right = F.pad(weight, (0, up[1], 0, up[2])).T.contiguous()
-    left = F.pad(rows, (0, up[1], 0, up[0])).to(torch.int64)
-    total = torch.zeros(left.shape[0], right.shape[1], dtype=torch.int64, device=rows.device)
-    for shift in (0, 8, 16, 24):
-        limb = ((left + 128) & 255) - 128
-        left = (left - limb) >> 8
-        total += torch._int_mm(limb.to(torch.int8), right).to(torch.int64) << shift
-    return total[:n, :m]
+def _whole_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    n, m = rows.shape[0], weight.shape[0]
+    if rows.device.type != "cpu":
+        # There the product wants more than 16 rows and multiples of 8; zeros change no sum.
+        rows = F.pad(rows, (0, -rows.shape[1] % 8, 0, max(0, 17 - n)))
+        weight = F.pad(weight, (0, -weight.shape[1] % 8, 0, -m % 8))
+    return torch._int_mm(rows.contiguous(), weight.T.contiguous())[:n, :m]
 
 
 @functools.cache
@@ -138,7 +156,8 @@ def _exact(how: str, device: str) -> bool:
     weight[1::3] = -127
     weight[2::3] = torch.randint(-127, 128, (8, 512), generator=generator)
     try:
-        found = _product(rows.to(device, torch.int32), weight.to(device, torch.int8), how).cpu()
+        layer = Layer("tried", weight.to(torch.int8), (512,), 1)
+        found = modular(layer, rows.to(device, torch.int32), how).cpu()
     except (RuntimeError, NotImplementedError):
         return False
     return torch.equal(found, wrap(rows @ weight.T))

@@ -1,4 +1,8 @@
-"""Arithmetic modulo the prime 2^31 - 1, which has nothing in common with 2^32."""
+"""Arithmetic modulo the prime 2^31 - 1, which has nothing in common with 2^32.
+
+Sums are made in double precision, as vector units multiply it quickly: a sum of products stays
+below 2^53 and so is exact, whatever its order, and only sums are reduced.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ import os
 import torch
 
 PRIME = (1 << 31) - 1
-_CHUNK = 1 << 15  # of two int64 operands: stays in a core's cache
+_DIGIT = 11  # bits: three make up a residue
+_ROW = 1 << 10
+_CHUNK = 1 << 16  # values at a time: they stay in a core's cache
 
 
 def uniform(count: int) -> torch.Tensor:
@@ -30,15 +36,48 @@ def dot(secret: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
     Args:
         secret: (n,), int32 in [0, PRIME).
-        values: (rows, n), int32, of magnitude below 2^31.
+        values: (rows, n), int32, of magnitude up to 2^12.
 
     Returns:
         (rows,), int64 in [0, PRIME).
     """
     total = torch.zeros(values.shape[0], dtype=torch.int64)
-    for start in range(0, values.shape[1], _CHUNK):
-        part = secret[start : start + _CHUNK].to(torch.int64) * values[:, start : start + _CHUNK]
-        # 2^31 is 1 here, so high and low bits add; each is below 2^31, so the sums fit.
-        total += (part & PRIME).sum(1) + (part >> 31).sum(1)
+    whole = values.shape[1] // _ROW * _ROW
+    for start, stop in (
+        *((s, min(s + _CHUNK, whole)) for s in range(0, whole, _CHUNK)),
+        (whole, None),
+    ):
+        length = _ROW if stop is not None else max(1, values.shape[1] - whole)
+        # 2^31 * 2^12 * 2^10 = 2^53.
+        left = secret[start:stop].to(torch.float64).reshape(-1, length)
+        right = values[:, start:stop].to(torch.float64).reshape(values.shape[0], -1, length)
+        total += right.mul_(left).sum(2).to(torch.int64).sum(1)
         total = reduced(total)
+    return total
+
+
+def combined(secret: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The sums over the middle dimension of `secret` times `values`, modulo the prime.
+
+    Args:
+        secret: (several, n), int32 in [0, PRIME).
+        values: (rows, n, columns), int32, of magnitude up to 2^30.
+
+    Returns:
+        (rows, several, columns), int64 in [0, PRIME).
+    """
+    total = torch.zeros(values.shape[0], len(secret), values.shape[2], dtype=torch.int64)
+    digits = [(secret >> (_DIGIT * i)) & ((1 << _DIGIT) - 1) for i in (0, 1, 2)]
+    stacked = torch.cat(digits).to(torch.float64)
+    step = max(1, _CHUNK // values.shape[1])
+    for start in range(0, values.shape[1], 1 << 12):
+        left = stacked[:, start : start + (1 << 12)]
+        for column in range(0, values.shape[2], step):
+            right = values[:, start : start + (1 << 12), column : column + step]
+            # 2^11 * 2^30 * 2^12 = 2^53.
+            found = reduced((left @ right.to(torch.float64)).to(torch.int64))
+            low, middle, high = found.unflatten(1, (3, -1)).unbind(1)
+            part = total[:, :, column : column + step]
+            part += low + (middle << _DIGIT) + (high << (2 * _DIGIT))
+            part.copy_(reduced(part))
     return total

@@ -11,6 +11,7 @@ from ..errors import BlindingError
 from .field import PRIME
 
 MAX_WEIGHT = 127
+MAX_LIMIT = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class Layer:
         from its residue, *and* two different values that it may have differ by less than the prime.
         Else the host could add the prime itself to an answer, which no check modulo it can see.
         """
+        if self.limit > MAX_LIMIT:
+            return f"inputs reach {self.limit} in magnitude, and the check takes up to {MAX_LIMIT}"
         if 2 * self.bound < PRIME:
             return None
         return (

@@ -22,8 +22,8 @@ class Quantised:
         layer: The layer in integers.
         step: The input value that the integer 1 stands for.
         low: 0 where only values from 0 on were seen, else minus the layer's limit.
-        scale: What an output integer stands for, by output channel (float64).
-        bias: By output channel (float64), added inside.
+        scale: What an output integer stands for, by output channel (float32).
+        bias: By output channel (float32), added inside.
         bits: Of an input integer, its sign included.
         norm: Name of the batch norm that the weights hold, which then passes its input on.
     """
@@ -42,16 +42,18 @@ class Quantised:
         Raises:
             PlanError: A value is not a number.
         """
-        if bool(values.isnan().any()):
+        # A value that is no number makes the smallest one so, in a single pass.
+        if bool(torch.aminmax(values)[0].isnan()):
             raise PlanError(f"layer {self.layer.name!r} takes in values that are not a number")
-        steps = (values.to(torch.float64) / self.step).round()
-        return steps.clamp(self.low, self.layer.limit).to(torch.int32)
+        steps = (values / self.step).round_()
+        return steps.clamp_(self.low, self.layer.limit).to(torch.int32)
 
     def values(self, integers: torch.Tensor) -> torch.Tensor:
         """What output `integers` stand for, with the bias, as float32."""
         shape = (-1, 1, 1) if self.layer.window else (-1,)
-        scaled = integers.to(torch.float64) * self.scale.reshape(shape)
-        return (scaled + self.bias.reshape(shape)).to(torch.float32)
+        # Two operations that each round once, so that no shape or layout changes a bit.
+        scaled = integers.to(torch.float32).mul_(self.scale.reshape(shape))
+        return scaled.add_(self.bias.reshape(shape))
 
 
 def quantise(module: fx.GraphModule, name: str, seen: Range) -> Quantised:
@@ -99,9 +101,8 @@ def quantise(module: fx.GraphModule, name: str, seen: Range) -> Quantised:
         if layer.unprovable is None:
             step = (max(-seen.low, seen.high) or 1.0) / limit
             low = -limit if signed else 0
-            return Quantised(
-                layer, step, low, units * step, bias, bits, norm.name if norm else None
-            )
+            scale, shift = (units * step).to(torch.float32), bias.to(torch.float32)
+            return Quantised(layer, step, low, scale, shift, bits, norm.name if norm else None)
         reasons = layer.unprovable
     raise BlindingError(f"has {reasons}, even for inputs of {BITS[0]} bits")
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 
-from partopt.blinded import check, field
+from partopt.blinded import field
 from partopt.blinded.check import Check, transposed
 from partopt.blinded.field import PRIME
 from partopt.blinded.layers import Layer
@@ -24,13 +26,27 @@ def answers(layer: Layer, images: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_sums_modulo_the_prime_are_pythons():
     secret = field.uniform(70_000)
-    values = torch.randint(-(2**31), 2**31, (2, 70_000)).to(torch.int32)
-    values[0, :2] = torch.tensor([-(2**31), 2**31 - 1])
+    secret[:2000] = PRIME - 1
+    values = torch.randint(-(2**12), 2**12 + 1, (2, 70_000)).to(torch.int32)
+    values[0, :2000] = -(2**12)
+    values[1, :2000] = 2**12
     truth = [
         sum(s * v for s, v in zip(secret.tolist(), row, strict=True)) % PRIME
         for row in values.tolist()
     ]
     assert field.dot(secret, values).tolist() == truth
+
+
+def test_combinations_over_channels_are_pythons():
+    secret = field.uniform(2 * 5000).reshape(2, 5000)
+    secret[0, :4000] = PRIME - 1
+    values = torch.randint(-(2**30), 2**30, (2, 5000, 3)).to(torch.int32)
+    values[0, :4000] = 2**30 - 1
+    truth = [
+        [[sum(map(operator.mul, s, c)) % PRIME for c in image] for s in secret.tolist()]
+        for image in values.transpose(1, 2).tolist()
+    ]
+    assert field.combined(secret, values).tolist() == truth
 
 
 def test_secrets_are_residues_and_fresh():
@@ -99,8 +115,8 @@ def test_the_prime_itself_added_is_seen_by_the_bound_alone():
     i = int(bad.argmin())
     bad[0, i] = wrap(bad[0, i].to(torch.int64) + PRIME)
     check_ = Check(SMALL)
-    for s in check_._secrets:
-        assert torch.equal(field.dot(s, bad), field.dot(s, y))
+    for changed, true in zip(check_._sums(bad), check_._sums(y), strict=True):
+        assert torch.equal(changed, true)
     assert not check_.passes(x, bad)
 
 
@@ -126,12 +142,13 @@ def test_a_wrapped_sum_is_caught():
     narrow = Check(Layer("wide", wide.weight, (64,), 255))
     assert not narrow.passes(x, wrap(integers(wide, x)))
     secret = field.uniform(3)
-    wrapped = wrap(integers(wide, x))
-    assert field.dot(secret, wrapped) != field.dot(check.transposed(wide, secret), x)
+    wrapped = int(wrap(integers(wide, x))[0].to(torch.int64) @ secret.to(torch.int64)) % PRIME
+    made = transposed(wide, secret).to(torch.int64)
+    assert wrapped != int(made @ x[0].to(torch.int64)) % PRIME
 
 
 def test_each_check_has_secrets_of_its_own():
     one, two = Check(LAYERS["plain"]), Check(LAYERS["plain"])
-    assert not torch.equal(one._secrets[0], one._secrets[1])
-    assert not torch.equal(one._secrets[0], two._secrets[0])
-    assert one.bytes == 4 * 2 * (5 * 8 * 8 + 3 * 8 * 8)
+    for secrets in ((*one._channels, *two._channels), (*one._positions, *two._positions)):
+        assert len({tuple(s.tolist()) for s in secrets}) == 4
+    assert one.bytes == 4 * 2 * (5 + 8 * 8 + 3 * 8 * 8)

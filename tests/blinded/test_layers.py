@@ -28,9 +28,10 @@ def test_multiply_adds():
     assert Layer("l", weights(9, 12), (5, 12), 255).macs == 5 * 9 * 12
 
 
-@pytest.mark.parametrize(("limit", "inside"), [((2**30 - 1) // (127 * 64), False), (132105, True)])
+@pytest.mark.parametrize(("limit", "inside"), [(64, False), (65, True)])
 def test_a_layer_whose_sums_reach_half_of_the_prime_stays_inside(limit, inside):
-    layer = Layer("wide", torch.full((2, 64), 127, dtype=torch.int8), (64,), limit)
+    columns = (2**30 - 1) // (127 * 64)
+    layer = Layer("wide", torch.full((2, columns), 127, dtype=torch.int8), (columns,), limit)
     assert (layer.bound >= (2**31 - 1) / 2) == inside
     assert bool(layer.unprovable) == inside
     if inside:
@@ -38,6 +39,11 @@ def test_a_layer_whose_sums_reach_half_of_the_prime_stays_inside(limit, inside):
             layer.proved()
     else:
         assert layer.proved() is layer
+
+
+def test_inputs_beyond_what_the_check_multiplies_exactly_stay_inside():
+    assert Layer("l", weights(2, 4), (4,), 2**12).unprovable is None
+    assert "the check takes up to 4096" in Layer("l", weights(2, 4), (4,), 2**12 + 1).unprovable
 
 
 def test_what_is_refused_does_wrap():
