@@ -63,15 +63,19 @@ def measure(
     names = [n for b in blocks for n in network.blindable(b, setting.skip)]
     inside: list[dict[str, float]] = []
     blinded: list[dict[str, float]] = []
+    outside: list[dict[str, float]] = []
     for i in range(setting.repetitions + 1):
         plain: dict[str, float] = {}
         masked: dict[str, float] = {}
         network.run(image, (), _never, plain)
         engine.bank.fill()
+        before = _outside(engine, names)
         network.run(image, names, engine.request().compute, masked)
+        after = _outside(engine, names)
         if i:  # The first pass warms up.
             inside.append(plain)
             blinded.append(masked)
+            outside.append({n: after[n] - before[n] for n in names})
     factors = {n: _factors(network.layers[n].layer, setting.repetitions) for n in names}
     order = [n.name for n in network.module.graph.nodes]
     costs = []
@@ -79,6 +83,7 @@ def measure(
         nodes = order[block.first : block.last + 1]
         enclave, online = (_sum(passes, nodes) for passes in (inside, blinded))
         own = [n for n in nodes if n in factors]
+        inner = online - _sum(outside, own)
         for name in own:
             layer = network.layers[name].layer
             sizes = (torch.Size(s).numel() for s in (layer.shape, layer.output_shape))
@@ -89,6 +94,7 @@ def measure(
                 blinded=online if own else None,
                 clear=setting.clear(block, enclave),
                 factors=sum(factors[n] for n in own),
+                inside=max(0.0, inner) if own else 0.0,
             )
         )
     answer = network.run(image, (), _never)
@@ -98,6 +104,10 @@ def measure(
 
 def _never(name: str, values: torch.Tensor) -> torch.Tensor:
     raise AssertionError(f"layer {name!r} runs inside")
+
+
+def _outside(engine: Engine, names: list[str]) -> dict[str, float]:
+    return {n: engine.counts.seconds[n]["outside"] for n in names}
 
 
 def _sum(passes: list[dict[str, float]], nodes: list[str]) -> float:

@@ -22,12 +22,14 @@ class BlockCost:
             the sums outside. None where the block has no layer that can be blinded.
         factors: What its masks cost ahead of a request.
         clear: All of it outside in the open.
+        inside: Of `blinded`, what the enclave works itself, without crossings and outside sums.
     """
 
     enclave: float
     blinded: float | None
     clear: float
     factors: float = 0.0
+    inside: float = 0.0
 
     def at(self, placement: Placement, sustained: bool = False) -> float:
         """The cost at a place, infinite where the block cannot run there."""
@@ -57,7 +59,13 @@ class Costs:
     def __post_init__(self) -> None:
         times = [*self.crossing]
         for b in self.blocks:
-            times += [b.enclave, b.clear, b.factors, 0.0 if b.blinded is None else b.blinded]
+            times += [
+                b.enclave,
+                b.clear,
+                b.factors,
+                b.inside,
+                0.0 if b.blinded is None else b.blinded,
+            ]
         if not self.blocks or len(self.crossing) != len(self.blocks) + 1:
             raise PlanError(
                 f"`crossing` got {len(self.crossing)} times for {len(self.blocks)} blocks; "

@@ -30,6 +30,7 @@ def test_every_placement_of_every_block_has_its_time(made):
             ways = 2 * len(blind)
             assert 1000 * ways < cost.blinded < 1000 * (ways + 1), "each layer out and back"
             assert cost.factors > 0
+            assert 0 < cost.inside < cost.blinded - 1000 * ways
     assert engine.counts.requests == 3
     assert made.images[:1].nbytes in carried
     assert 4 * 10 in carried, "the answer's way back"
