@@ -39,17 +39,18 @@ class Check:
         positions = torch.Size(layer.output_shape).numel() // channels
         self._channels = field.uniform(repetitions * channels).reshape(repetitions, channels)
         self._positions = [field.uniform(positions) for _ in range(repetitions)]
-        self._made = []
+        made = []
         for a, b in zip(self._channels, self._positions, strict=True):
             outer = field.reduced(a.to(torch.int64)[:, None] * b)
             # A linear layer has its channels last.
             secret = (outer if layer.window else outer.T).reshape(-1).to(torch.int32)
-            self._made.append(transposed(layer, secret))
+            made.append(transposed(layer, secret))
+        self._made = torch.stack(made)
 
     @property
     def bytes(self) -> int:
         """Memory that the secrets and what is made of them take."""
-        return sum(t.nbytes for t in (self._channels, *self._positions, *self._made))
+        return sum(t.nbytes for t in (self._channels, *self._positions, self._made))
 
     def passes(self, values: torch.Tensor, answer: torch.Tensor) -> bool:
         """Whether `answer` is the layer's output for `values`, for every image.
@@ -61,24 +62,17 @@ class Check:
         low, high = torch.aminmax(answer)
         if int(low) < -self.layer.bound or int(high) > self.layer.bound:
             return False
-        x = values.flatten(1)
-        sums = self._sums(answer)
-        return all(
-            torch.equal(found, field.dot(made, x))
-            for found, made in zip(sums, self._made, strict=True)
-        )
+        return torch.equal(self._sums(answer), field.dots(self._made, values.flatten(1)))
 
-    def _sums(self, answer: torch.Tensor) -> list[torch.Tensor]:
-        """s·y for each repetition and image."""
+    def _sums(self, answer: torch.Tensor) -> torch.Tensor:
+        """s·y, (repetitions, batch)."""
         if self.layer.window:
             y = answer.flatten(2)
         else:
             y = answer.reshape(len(answer), -1, answer.shape[-1]).transpose(1, 2)
-        over = field.combined(self._channels, y)
-        return [
-            field.reduced(field.reduced(over[:, i] * b).sum(1))
-            for i, b in enumerate(self._positions)
-        ]
+        over = field.combined(self._channels, y, self.layer.bound)
+        sums = [field.reduced(over[:, i] * b).sum(1) for i, b in enumerate(self._positions)]
+        return field.reduced(torch.stack(sums))
 
 
 def transposed(layer: Layer, secret: torch.Tensor) -> torch.Tensor:

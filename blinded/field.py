@@ -11,7 +11,7 @@ import os
 import torch
 
 PRIME = (1 << 31) - 1
-_DIGIT = 11  # bits: three make up a residue
+_SUMMED = 1 << 12  # channels summed at a time
 _ROW = 1 << 10
 _CHUNK = 1 << 17  # values at a time: they stay in a core's cache
 
@@ -31,58 +31,66 @@ def reduced(values: torch.Tensor) -> torch.Tensor:
     return torch.remainder(values, PRIME)
 
 
-def dot(secret: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The sums over the last dimension of `secret` times `values`, modulo the prime.
+def dots(secrets: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The sums over the last dimension of each of `secrets` times `values`, modulo the prime.
 
     Args:
-        secret: (n,), int32 in [0, PRIME).
+        secrets: (several, n), int32 in [0, PRIME).
         values: (rows, n), int32, of magnitude up to 2^12.
 
     Returns:
-        (rows,), int64 in [0, PRIME).
+        (several, rows), int64 in [0, PRIME).
     """
-    total = torch.zeros(values.shape[0], dtype=torch.int64)
+    total = torch.zeros(len(secrets), len(values), dtype=torch.int64)
     whole = values.shape[1] // _ROW * _ROW
-    for start, stop in (
-        *((s, min(s + _CHUNK, whole)) for s in range(0, whole, _CHUNK)),
-        (whole, None),
-    ):
-        length = _ROW if stop is not None else max(1, values.shape[1] - whole)
-        # 2^31 * 2^12 * 2^10 = 2^53.
-        left = secret[start:stop].to(torch.float64).reshape(-1, length)
-        right = values[:, start:stop].to(torch.float64).reshape(values.shape[0], -1, length)
-        total += right.mul_(left).sum(2).to(torch.int64).sum(1)
+    starts = [(s, min(s + _CHUNK, whole), _ROW) for s in range(0, whole, _CHUNK)]
+    if whole < values.shape[1]:
+        starts.append((whole, values.shape[1], values.shape[1] - whole))
+    for start, stop, length in starts:
+        right = values[:, start:stop].to(torch.float64).reshape(len(values), -1, length)
+        for row, secret in zip(total, secrets, strict=True):
+            # 2^31 * 2^12 * 2^10 = 2^53.
+            left = secret[start:stop].to(torch.float64).reshape(-1, length)
+            row += (left * right).sum(2).to(torch.int64).sum(1)
         total = reduced(total)
     return total
 
 
-def combined(secret: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The sums over the middle dimension of `secret` times `values`, modulo the prime.
+def combined(secrets: torch.Tensor, values: torch.Tensor, limit: int) -> torch.Tensor:
+    """The sums over the middle dimension of each of `secrets` times `values`, modulo the prime.
 
     Args:
-        secret: (several, n), int32 in [0, PRIME).
-        values: (rows, n, columns), int32, of magnitude up to 2^30.
+        secrets: (several, n), int32 in [0, PRIME).
+        values: (rows, n, columns), int32.
+        limit: The largest magnitude of a value, below 2^30.
 
     Returns:
         (rows, several, columns), int64 in [0, PRIME).
     """
-    total = torch.zeros(values.shape[0], len(secret), values.shape[2], dtype=torch.int64)
-    digits = [(secret >> (_DIGIT * i)) & ((1 << _DIGIT) - 1) for i in (0, 1, 2)]
+    several, most = len(secrets), min(values.shape[1], _SUMMED)
+    # 2^digit * limit * most stays below 2^53.
+    digit = min(16, 53 - limit.bit_length() - (most - 1).bit_length())
+    count = -(-31 // digit)
+    digits = [(secrets >> (digit * i)) & ((1 << digit) - 1) for i in range(count)]
     stacked = torch.cat(digits).to(torch.float64)
-    step = max(1, _CHUNK // values.shape[1])
-    for start in range(0, values.shape[1], 1 << 12):
-        left = stacked[:, start : start + (1 << 12)]
+    total = torch.zeros(len(values), several, values.shape[2], dtype=torch.int64)
+    step = max(1, _CHUNK // most)
+    for start in range(0, values.shape[1], _SUMMED):
+        left = stacked[:, start : start + _SUMMED].contiguous()
         # Image by image: a product of a matrix and a batch is several times slower.
-        for row, image in zip(total, values[:, start : start + (1 << 12)], strict=True):
+        for row, image in zip(total, values[:, start : start + _SUMMED], strict=True):
             for column in range(0, values.shape[2], step):
-                # 2^11 * 2^30 * 2^12 = 2^53.
-                found = left @ image[:, column : column + step].to(torch.float64)
-                low, middle, high = _folded(found.to(torch.int64)).unflatten(0, (3, -1)).unbind(0)
+                right = image[:, column : column + step].to(torch.float64)
+                found = _folded((left @ right).to(torch.int64)).unflatten(0, (count, several))
                 part = row[:, column : column + step]
-                part += _folded(low + (middle << _DIGIT) + (high << (2 * _DIGIT)))
+                for i in range(count):
+                    part += _folded(found[i] << (digit * i))
     return reduced(total)
 
 
 def _folded(values: torch.Tensor) -> torch.Tensor:
-    """`values` (int64) brought below 2^34 modulo the prime: 2^31 is 1 there, so high bits add."""
+    """`values` (int64) made small modulo the prime: 2^31 is 1 there, so high bits add to low ones.
+
+    What is below 2^53 comes below 2^32, and that times 2^30 below 2^33.
+    """
     return (values & PRIME) + (values >> 31)
