@@ -11,6 +11,9 @@
     ├── BackendError                a profiler backend is not available here
     ├── AttackError                 an attacker diverged or could not be scored
     ├── StorageError                a cache, journal or database cannot be read or written
+    ├── PlanError                   no plan meets what is asked for
+    ├── BlindingError               a value cannot be blinded or a mask cannot be used
+    │   └── IntegrityError          an answer from outside the enclave failed its check
     ├── ExportError                 a cut cannot be exported as two programs
     ├── BundleError (ValueError)    a bundle is damaged, tampered with or of another schema
     ├── FrameError (ValueError)     a frame is torn, oversized, truncated or not what it should be
@@ -79,6 +82,25 @@ class AttackError(PartoptError):
 
 class StorageError(PartoptError):
     """A cache, journal or database cannot be read or written: a full disk, a lock, damage."""
+
+
+class PlanError(PartoptError):
+    """No plan meets the threshold, the accuracy bound and the deadline."""
+
+
+class BlindingError(PartoptError):
+    """A layer or value cannot be blinded, or a mask was used before."""
+
+
+class IntegrityError(BlindingError):
+    """What came back for a blinded layer is not what the layer gives; the request has ended.
+
+    ``layer`` names it.
+    """
+
+    def __init__(self, layer: str, message: str) -> None:
+        super().__init__(message)
+        self.layer = layer
 
 
 class ExportError(PartoptError):

@@ -20,13 +20,13 @@ ORDER = [
     "testing|reporting",
     "studies",
     "optimizer",
-    "profilers|attackers",
+    "profilers|attackers|plans",
     "enclave_runner",
     "models",
     "identity",
     "graph",
     "settings",
-    "images|arguments",
+    "images|arguments|blinded",
     "shared",
 ]
 PACKAGES = [p.parent.name for p in ROOT.glob("*/__init__.py")]

@@ -16,12 +16,16 @@ _RUNNER = __package__.rpartition(".")[0]
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """Files that were opened; bytes of the libraries mapped, of the runtime alone, and in all."""
+    """Files that were opened; bytes of the libraries mapped, of the runtime alone, and in all.
+
+    ``clients``: bytes that clients may make a head take beyond that, at most.
+    """
 
     files: list[str]
     libraries: int
     runtime: int
     peak: int
+    clients: int
     prefixes: list[str]
 
 

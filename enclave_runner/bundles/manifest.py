@@ -19,7 +19,6 @@ from pathlib import Path
 
 from ...errors import BackendError, ExportError
 from ..program.parts import GRAMINE_KEY, GRAMINE_WEIGHTS
-from ..wire.accepted import MAX_CLIENTS
 from ..wire.messages import PORT_VARIABLE, TOKEN_VARIABLE
 from .footprint import Seen
 from .gramine import Installation
@@ -75,10 +74,11 @@ def size_enclave(seen: Seen, threads: int) -> tuple[int, int]:
     """Enclave size in bytes (a power of two, as SGX1 wants it) and number of enclave threads.
 
     Mapped libraries lie in the enclave whole, not only the pages that are used; memory that was
-    seen at the peak gets half as much again, for allocators that return it late.
+    seen at the peak gets half as much again, for allocators that return it late. What clients may
+    take is a bound already.
     """
-    max_threads = MAX_CLIENTS + threads + 12
-    need = seen.libraries + int(1.5 * seen.peak) + max_threads * 2 * _MIB + 64 * _MIB
+    max_threads = threads + 16
+    need = seen.libraries + int(1.5 * seen.peak) + seen.clients + max_threads * 2 * _MIB + 64 * _MIB
     size = 1 << max(need - 1, 1).bit_length()
     return size, max_threads
 

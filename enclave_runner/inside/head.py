@@ -56,7 +56,7 @@ class HeadWorker:
         exchange = Exchange(
             boundary=part.outputs, answer=part.answers, batch=start.batch, slots=start.slots
         )
-        self._tails = Tails(exchange, start, control, part.limits.image_bytes)
+        self._tails = Tails(exchange, start, control)
         self._weights = Weights(
             folder, part, start.batch, lambda s: control.send(event="unlocked", load_s=s)
         )

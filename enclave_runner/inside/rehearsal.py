@@ -168,7 +168,8 @@ def main(folder: Path, batch: int, shape: list[int]) -> None:
         "files": kept,
         "libraries": sum(os.path.getsize(f) for f in libraries if os.path.isfile(f)),
         "runtime": runtime,
-        "peak": _memory("VmHWM") - _memory("RssFile") + (_clients_worst(folder) if batch else 0),
+        "peak": _memory("VmHWM") - _memory("RssFile"),
+        "clients": _clients_worst(folder) if batch else 0,
         "prefixes": sorted({sys.prefix, sys.base_prefix}),
     }
     print(json.dumps(seen))

@@ -30,12 +30,10 @@ class Tails:
         exchange: What crosses.
         start: How, and the token that a tail says first.
         control: Where to report.
-        most: Bytes of an answer, at most.
     """
 
-    def __init__(self, exchange: Exchange, start: Start, control: Control, most: int) -> None:
+    def __init__(self, exchange: Exchange, start: Start, control: Control) -> None:
         self._exchange, self._start, self._control = exchange, start, control
-        self._most = most
         self._slots = threading.Semaphore(start.slots)
         self._flying: dict[int, Run] = {}
         self._guard = threading.Lock()
@@ -138,12 +136,7 @@ class Tails:
             request.times |= {"hand-off": away - tail, "tail": tail}
             request.times["return"] = time.perf_counter() - came
             request.times["inside"] = time.perf_counter() - request.since
-            body = _row(tensors, i, header.batch)
-            if len(body) > self._most:  # no message holds it
-                text = f"the answer has {len(body)} bytes; at most {self._most} are sent"
-                request.refuse("too-large", text)
-                continue
-            request.answer(body)
+            request.answer(_row(tensors, i, header.batch))
 
     def _fail(self, number: int, code: str, text: str) -> None:
         with self._guard:

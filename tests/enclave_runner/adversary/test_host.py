@@ -20,15 +20,10 @@ import torch
 from PIL import Image
 
 from partopt.cli import run
-from partopt.enclave_runner.inside.requests import Request, Run
-from partopt.enclave_runner.inside.tails import Tails
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
 from partopt.enclave_runner.program.parts import Part
 from partopt.enclave_runner.program.sealing import new_key
 from partopt.enclave_runner.wire import areas
-from partopt.enclave_runner.wire.frames import ANSWER, Header
-from partopt.enclave_runner.wire.start import Start
-from partopt.enclave_runner.wire.transport import Exchange
 from partopt.errors import ServiceError, SessionError
 from partopt.pixels import read
 
@@ -182,44 +177,6 @@ def test_no_room_is_said_before_anything_starts(made, transport, monkeypatch):
     with pytest.raises(ServiceError, match=where):
         made.service(transport=transport).__enter__()
     assert made.left_over() == []
-
-
-def test_an_answer_that_no_message_holds_is_refused_by_name(made):
-    """Not dropped: its client would wait for ever."""
-    part = Part.read(made.folder / "head")
-    object.__setattr__(part.limits, "image_bytes", 4)
-    token = "00" * 16
-    start = Start(
-        transport="tcp",
-        area="",
-        slots=1,
-        batch=1,
-        threads=1,
-        queue=1,
-        host="",
-        port=0,
-        token=token,
-    )
-    refused = []
-
-    class Asker:
-        def refuse(self, *what):
-            refused.append(what)
-
-        def answer(self, *what):
-            raise AssertionError("too long to be sent")
-
-        def count(self, *what):
-            pass
-
-    exchange = Exchange(boundary=part.outputs, answer=part.answers, batch=1, slots=1)
-    tails = Tails(exchange, start, None, part.limits.image_bytes)
-    tails._flying[1] = Run([Request(Asker(), 5, b"")])
-    header = Header(
-        kind=ANSWER, batch=1, instance=0, number=1, request=1, compute_ns=0, length=20, crc=0
-    )
-    tails._deliver(header, [torch.zeros(1, 5)])
-    assert refused == [(5, "too-large", "the answer has 20 bytes; at most 4 are sent")]
 
 
 def test_killed_while_it_starts_and_nothing_is_left(made, spawn):
