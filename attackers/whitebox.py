@@ -14,6 +14,8 @@ from .inversion import DISTANCES, LEVELS, SIZES, Head, Objective, invert, resize
 from .pairs import Pairs
 from .scoring import ssim_of
 
+_HOPELESS = 0.02  # of SSIM, by which the descent may lose to its start and be looked at again
+
 
 @dataclass(repr=False)
 class WhiteBox(Attacker):
@@ -53,7 +55,10 @@ class WhiteBox(Attacker):
         self._side = context.input_size or resolution
 
     def _choose(self, pairs: Pairs) -> None:
-        """Take what rebuilds validation images best, one choice after the other, twice."""
+        """Take what rebuilds validation images best, one choice after the other, twice.
+
+        Once where the start is plainly better than all that was tried.
+        """
         features, images = pairs.held_out, pairs.held_out_images
         few = min(self.tuning_images, len(images))
         # Where the head sees what is scored there is one size.
@@ -76,8 +81,11 @@ class WhiteBox(Attacker):
             return tried[objective]
 
         chosen = Objective(**{name: values[0] for name, values in axes.items()})
-        for name, values in (*axes.items(), *axes.items()):
-            chosen = max((replace(chosen, **{name: value}) for value in values), key=value_of)
+        for _ in range(2):
+            for name, values in axes.items():
+                chosen = max((replace(chosen, **{name: value}) for value in values), key=value_of)
+            if self.keeps_start and value_of(chosen) < value_of(None) - _HOPELESS:
+                break
         keep = self.keeps_start and value_of(None) >= value_of(chosen)
         self.objective = None if keep else chosen
 
