@@ -20,7 +20,7 @@ def worker():
     hearing = Hearing(lambda name, event: events.append((name, event)))
     started = SimpleNamespace(
         control=Control(ours),
-        process=SimpleNamespace(pid=1, poll=lambda: -9),
+        process=SimpleNamespace(pid=1, poll=lambda: -9, wait=lambda seconds: -9),
         output=SimpleNamespace(last_line=lambda: "its last words"),
     )
     said = Control(theirs)

@@ -296,6 +296,7 @@ def test_ten_thousand_fuzzed_connections_crash_nothing_and_leak_nothing(made, ph
         assert codes & {"forged", "malformed", "oversized", "truncated", "unexpected"}
 
 
+@pytest.mark.slow
 def test_a_thousand_requests_do_not_grow_memory(made, photo):
     with made.service() as service, service.client() as client:
         for _ in range(60):
@@ -320,6 +321,7 @@ def answered(client: Client, photo: bytes, seconds: float = 60.0) -> torch.Tenso
             time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_tail_of_another_service(made, photo, spawn):
     """Two services, as with the two systemd units; a worker that hangs is replaced."""
     options = ServeOptions(enclave="native", timeout=4.0)

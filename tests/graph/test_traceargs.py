@@ -111,7 +111,7 @@ def test_they_are_stored_and_used_again(net, tmp_path, monkeypatch):
     config = SplitConfig.read(out)
     assert config.model.concrete_args == {"twice": False}
     export = ["export", str(out), "--out", str(tmp_path / "bundle")]
-    assert run([*export, "--accept-screening"]) == 0
+    assert run([*export, "--accept-screening", "--trust-model"]) == 0
 
 
 def test_old_split_configs_have_neither():

@@ -54,7 +54,10 @@ SMALL = Budget(
     Split(64, 16, 24),
     32,
     20,
-    {"linear": {"max_cells": 8000}, "decoder": {"epochs": 1, "width": 16, "narrowest": 8}},
+    {
+        "linear": {"max_cells": 8000},
+        "decoder": {"epochs": 1, "width": 16, "narrowest": 8, "crops": 0},
+    },
 )
 
 

@@ -55,7 +55,7 @@ input_size = 32
 split = "net.split.json"
 """
 LINEAR = {"linear": {"max_cells": 8000}}
-DECODER = {"decoder": {"epochs": 1, "width": 16, "narrowest": 8}}
+DECODER = {"decoder": {"epochs": 1, "width": 16, "narrowest": 8, "crops": 0}}
 QUICK = Budget("quick", "screening", Split(48, 12, 16), 32, 20, LINEAR)
 STANDARD = Budget("standard", "standard", Split(64, 16, 24), 32, 20, {**LINEAR, **DECODER})
 LEAKING = "tanh_1"
@@ -304,7 +304,7 @@ def test_without_a_policy_the_built_in_one_holds(here, monkeypatch):
     here(FORGERIES["threshold"], FORGERIES["panel"], FORGERIES["rows"])
     Path("partopt.toml").unlink()
     terms = Policy(input_size=32)
-    given = {"weights": "net.pth", "latency": False}
+    given = {"weights": "net.pth", "latency": False, "trust_model": True}
     (result,) = check_all(["net.split.json"], None, terms=terms, **given)
     assert result.exit_code == 1, "photos are not there unless they are given"
     assert "--data" in privacy(result)[1]
@@ -322,7 +322,8 @@ def test_a_settings_file_beside_the_change_can_be_left_out(here):
     given = {"weights": "net.pth", "data": "photos", "latency": False, "budget": "standard"}
     (result,) = check_all(["net.split.json"], None, **given)
     assert result.exit_code in (0, 5), "it is a policy where nobody says another"
-    (result,) = check_all(["net.split.json"], "none", terms=terms, **given)
+    told = {"terms": terms, "trust_model": True}
+    (result,) = check_all(["net.split.json"], "none", **told, **given)
     assert result.exit_code == 4
 
 
@@ -377,7 +378,7 @@ def test_a_forged_config_on_a_machine_that_has_attacked_nothing(here, tmp_path, 
 def test_a_word_of_trust(here, made):
     path = Path.cwd() / "net.split.json"
     path.write_text(json.dumps(made[2]))
-    told = {"weights": "net.pth", "latency": False, "attack": False}
+    told = {"weights": "net.pth", "latency": False, "attack": False, "trust_model": True}
     terms = Policy(input_size=32, trust_stored=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PARTOPT_CACHE", str(Path.cwd() / "cold"))

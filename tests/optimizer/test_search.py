@@ -41,6 +41,7 @@ SETTINGS = {
         "blocks": 1,
         "batch": 8,
         "patience": 0,
+        "crops": 0,
     },
 }
 
@@ -419,7 +420,8 @@ def test_resuming_after_kill(tmp_path):
         from partopt.models.load import load_model
         BUDGETS["quick"] = replace(BUDGETS["quick"], split=Split(48, 12, 12), resolution=32,
             minimum_images=20, settings={"linear": {"max_cells": 4000}, "decoder": {"epochs": 2,
-            "width": 8, "narrowest": 8, "blocks": 1, "patience": 0}})
+            "width": 8, "narrowest": 8, "blocks": 1, "patience": 0,
+            "crops": 0}})
         class W(f.Silent):
             def attacked(self, *a): print("done", flush=True)
         m = load_model("resumed:net", weights="none", input_size=32)
@@ -604,7 +606,8 @@ TOGETHER = """
     cuts = graph.cuts("all")[1:4]
     images = load_images(None, loaded.preprocessing, Split(48, 12, 12))
     settings = {"linear": {"max_cells": 4000},
-        "decoder": {"epochs": 2, "width": 8, "narrowest": 8, "blocks": 1, "patience": 0}}
+        "decoder": {"epochs": 2, "width": 8, "narrowest": 8, "blocks": 1, "patience": 0,
+            "crops": 0}}
     store = FeatureStore(Path(gate) / "f", graph, loaded.preprocessing, images, "w",
         Making(budget_bytes=int(most)))
     floor = floor_of(images, 32, 0)
