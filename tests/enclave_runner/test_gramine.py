@@ -11,11 +11,15 @@ import torch
 from partopt.enclave_runner.bench import bench
 from partopt.enclave_runner.bundles import signing
 from partopt.enclave_runner.bundles.export import Keys, Source, export
+from partopt.enclave_runner.inside.decoding import decoded
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
+from partopt.enclave_runner.program.parts import Part
 from partopt.enclave_runner.program.sealing import read_key
 from partopt.errors import BackendError, ServiceError, SessionError
 from partopt.profilers.base import Conditions
 from partopt.profilers.profile import profile
+
+from .picture_kinds import damaged, pictures
 
 pytestmark = [
     pytest.mark.gramine,
@@ -50,6 +54,14 @@ def test_gramines_encrypted_mount(made, photo, tmp_path):
         Service(done.folder, options, key=wrong, insecure=True).__enter__()
 
 
+def back(service, before: int) -> None:
+    """Wait until another head than the process `before` is there."""
+    deadline = time.time() + 240
+    while service.pids["head"] == before and time.time() < deadline:
+        time.sleep(0.1)
+    service.wait_ready(240)
+
+
 def test_a_killed_enclave_comes_back(made, photo):
     with made.service(enclave=DIRECT) as service:
         with service.client() as client:
@@ -58,17 +70,14 @@ def test_a_killed_enclave_comes_back(made, photo):
             os.kill(before, signal.SIGKILL)
             with pytest.raises((ServiceError, SessionError)):
                 client.classify(photo)
-        deadline = time.time() + 90
-        while service.pids["head"] == before and time.time() < deadline:
-            time.sleep(0.1)
-        service.wait_ready(90)
+        back(service, before)
         with service.client() as client:
             assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
 
 
 def test_profiles_inside(made):
     graph = made.loaded.trace()
-    found = profile(graph, graph.cuts(), Conditions(enclave=DIRECT, repetitions=3), warmup=1)
+    found = profile(graph, graph.cuts(), Conditions(enclave=DIRECT, repetitions=3, warmup=1))
     assert {c.enclave.backend for c in found.cuts} == {DIRECT}
     assert found.worker.start_s > 0
     assert found.worker.peak_bytes > 50 << 20
@@ -115,3 +124,39 @@ def test_signing_gives_the_measurement_that_gramine_shows(made, tmp_path):
     from partopt.config import SplitConfig
 
     assert SplitConfig.read(split).mrenclave == done.bundle.mrenclave
+
+
+@pytest.fixture(scope="module")
+def inside(made):
+    with made.service(enclave=DIRECT) as service:
+        yield service
+
+
+def test_every_kind_of_picture_is_seen_as_natively_bit_for_bit(made, inside):
+    """Decoders open plug-ins and profiles late, and only trusted files can be opened inside."""
+    part = Part.read(made.folder / "head")
+    torch.set_num_threads(1)
+    with inside.client() as client:
+        for name, data in pictures().items():
+            with torch.inference_mode():
+                wanted = made.loaded.module(decoded(data, part.preprocessing, part.limits))
+            assert torch.equal(client.classify(data).tensors[0], wanted), name
+        for name, data in damaged().items():
+            with pytest.raises(ServiceError) as caught:
+                client.classify(data)
+            assert caught.value.code == "bad-image", name
+
+
+def test_two_services_of_one_bundle(made, photo, inside):
+    """A one-off beside a live one: both answer, and the live one's head can still be replaced."""
+    wanted = made.logits(photo)
+    with made.service(enclave=DIRECT) as second:
+        with inside.client() as one, second.client() as other:
+            numbers = [(client, client.submit(photo)) for client in (one, other) * 5]
+            for client, number in numbers:
+                assert torch.equal(client.collect(number).tensors[0], wanted)
+    before = inside.pids["head"]
+    os.kill(before, signal.SIGKILL)
+    back(inside, before)
+    with inside.client() as client:
+        assert torch.equal(client.classify(photo).tensors[0], wanted)
