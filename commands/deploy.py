@@ -171,7 +171,9 @@ def sign(
     trust: Trust = None,
     debug: Debug = False,
 ) -> None:
-    """Sign an exported bundle's enclave, on the machine image that will run it.
+    """Sign an exported bundle's enclave.
+
+    On the machine image that will run it.
 
     The manifest is rendered anew from what the bundle says that its head needs.
     """

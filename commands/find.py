@@ -283,7 +283,10 @@ def compare(
     profile: ProfileFile = None,
     debug: Debug = False,
 ) -> None:
-    """Put two results side by side, by their own times or by those of one profile."""
+    """Put two results side by side.
+
+    By their own times or by those of one profile.
+    """
     from ..config import SplitConfig
     from ..profilers.target import TargetProfile
     from ..reporting.compare import compare as side_by_side
