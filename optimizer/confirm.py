@@ -26,7 +26,6 @@ from .attempt import Reached, Wish, attempt
 from .learning import Extrapolation, Rung, Terms, extrapolate
 from .limits import Doubt
 from .plan import Job
-from .rule import Grant
 from .search import Search
 from .seeds import FEWEST, Pooled, pooled
 
@@ -54,17 +53,9 @@ class _Repeating(Search):
 
     def __init__(self, search: Search, cut: Cut, repeats: dict[str, Repeat]) -> None:
         self.repeats = repeats
-        course = replace(
-            search.course,
-            exhaustive=True,
-            first=None,
-            whole=None,
-            grant=Grant(),
-            promoted=frozenset(),
-            ceiling=1,
-        )
         panel = {name: r.attacker for name, r in repeats.items()}
-        super().__init__([cut], [], search.bench, panel, course, search.storage, search.listener)
+        course, storage = search.course.aside(), search.storage
+        super().__init__([cut], [], search.bench, panel, course, storage, search.listener)
 
     def key(self, cut: Cut, attacker: Attacker, name: str = "") -> str:
         """Of the training called `name`."""
@@ -181,9 +172,8 @@ def _repeats(search: Search, name: str, curve: bool) -> dict[str, Repeat]:
     return found
 
 
-def _per_image(repeating: Search, side: int, images: int | None) -> list[np.ndarray]:
+def _per_image(repeating: _Repeating, side: int, images: int | None) -> list[np.ndarray]:
     """SSIM of the trainings on so many images, at one side."""
-    assert isinstance(repeating, _Repeating)
     return [
         repeating.outcome.stored[0, n].per_side[side]
         for n, r in repeating.repeats.items()
@@ -191,7 +181,7 @@ def _per_image(repeating: Search, side: int, images: int | None) -> list[np.ndar
     ]
 
 
-def _seeds(search: Search, index: int, name: str, repeating: Search) -> None:
+def _seeds(search: Search, index: int, name: str, repeating: _Repeating) -> None:
     """Widen the intervals of all trained attackers at a cut by what seeds differ in."""
     bench, seed = search.bench, derive_seed(search.bench.seed, "bootstrap")
     by_side: list[Pooled] = [
@@ -219,9 +209,10 @@ def _seeds(search: Search, index: int, name: str, repeating: Search) -> None:
         search.record((i, other), changed)
 
 
-def _curve(search: Search, index: int, name: str, repeating: Search, adversary: int | None) -> None:
+def _curve(
+    search: Search, index: int, name: str, repeating: _Repeating, adversary: int | None
+) -> None:
     """What the curve over images bounds, at the side where that is most."""
-    assert isinstance(repeating, _Repeating)
     bench, attacks = search.bench, search.outcome.attacks
     scores = [a.score for (i, _), a in attacks.items() if i == index and a.score is not None]
     own = attacks[index, name].score or 0.0

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import joblib
@@ -101,6 +101,18 @@ class Course:
     promoted: frozenset[int] = frozenset()
     limits: Limits = field(default_factory=Limits)
     ceiling: int = 1
+
+    def aside(self) -> Course:
+        """For attacks that are made besides a search's own: all of them, and none is the answer."""
+        return replace(
+            self,
+            exhaustive=True,
+            first=None,
+            whole=None,
+            grant=Grant(),
+            promoted=frozenset(),
+            ceiling=1,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from ..config import Sweep as StoredSweep
 from ..graph.build import Cut
 from .attempt import Reached
 from .plan import Job
-from .rule import Grant, Verdict
+from .rule import Verdict
 from .search import Outcome, Search
 
 _PAIRS = 8  # images between which a head is held against an affine one
@@ -66,16 +66,7 @@ class _Sweeping(Search):
         panel: Mapping[str, Attacker],
         bent: frozenset[int],
     ) -> None:
-        course = replace(
-            search.course,
-            exhaustive=True,
-            first=None,
-            attack=True,
-            whole=None,
-            grant=Grant(),
-            promoted=frozenset(),
-            ceiling=1,
-        )
+        course = replace(search.course.aside(), attack=True)
         super().__init__(cuts, [], search.bench, panel, course, search.storage, search.listener)
         self.bent = bent  # cuts whose head is too far from affine for newton
 
