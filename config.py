@@ -304,13 +304,19 @@ class Sweep(_Strict):
 
     How far the whole panel was ahead of them on the cuts that were attacked in full says what they
     may miss: ``lead`` is the largest difference of the upper ends, ``proportion`` their largest
-    ratio. A cut where either would carry them to the threshold is attacked in full, and is then one
-    of the table's rows; the others are listed here.
+    ratio, ``lead_over`` and ``lead_retrieved`` the largest difference of the images that pass the
+    threshold or are picked out, ``lead_largest`` that of the largest score of one image; None where
+    nobody looked. A cut where one of them would carry them to the threshold, or past what is
+    allowed of single images, is attacked in full, and is then one of the table's rows; the others
+    are listed here.
     """
 
     attackers: list[str]
     lead: float = Field(ge=0.0)
     proportion: float = Field(default=1.0, ge=1.0)
+    lead_over: int | None = Field(default=None, ge=0)
+    lead_retrieved: int | None = Field(default=None, ge=0)
+    lead_largest: float | None = Field(default=None, ge=0.0)
     cuts: list[SweptCut]
 
 

@@ -108,11 +108,12 @@ def stored_evidence(
     evidence_is = "screening" if p.screens else p.evidence
     grant = grant_of(Split(**p.images), {}, evidence_is, protocol.budgets)
     unplaced = {i: row.unplaced for i, row in enumerate(config.cuts) if row.unplaced}
-    doubts = _stored_doubts(config, terms, deployed, curves=grant.status == "safe")
+    held = _held(config, terms)
+    doubts = _stored_doubts(config, held, deployed, curves=grant.status == "safe")
     panel = list(terms.panel)
     verdicts = judge(names, panel, evidence, protocol.threshold, grant, unplaced, doubts)
     verdict = verdicts[names.index(deployed)]
-    suspect = may_leak(config.sweep, protocol.threshold)
+    suspect = may_leak(config.sweep, held)
     if verdict.safe and suspect is not None:
         why = f"{suspect}, which was only swept, may leak"
         result.add("privacy", "regressed", f"stored evidence does not protect: {why}")
@@ -130,21 +131,24 @@ def stored_evidence(
     return {name for name, v in zip(names, verdicts, strict=True) if v.safe}
 
 
-def _stored_doubts(
-    config: SplitConfig, terms: Terms, deployed: str, curves: bool
-) -> dict[int, Doubt]:
-    """What stored attacks and learning curves say against cuts besides their mean scores."""
-    threshold = terms.protocol.threshold
-    held = Held(
+def _held(config: SplitConfig, terms: Terms) -> Held:
+    """What stored attacks are held against besides the rule."""
+    return Held(
         limits=terms.adversary.limits(copies=terms.protocol.name == "strict"),
-        threshold=threshold,
+        threshold=terms.protocol.threshold,
         scale=terms.protocol.scale,
         images=Split(**config.privacy.images).test,
     )
+
+
+def _stored_doubts(
+    config: SplitConfig, held: Held, deployed: str, curves: bool
+) -> dict[int, Doubt]:
+    """What stored attacks and learning curves say against cuts besides their mean scores."""
     found = {i: held.doubt(row.attacks) for i, row in enumerate(config.cuts)}
     for i, row in enumerate(config.cuts):
         if found[i] is None and (row.curve is not None or (curves and row.name == deployed)):
-            found[i] = curve_doubt(row.curve, threshold)
+            found[i] = curve_doubt(row.curve, held.threshold)
     return {i: doubt for i, doubt in found.items() if doubt is not None}
 
 

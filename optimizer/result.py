@@ -225,8 +225,11 @@ def _sweep(settled: Settled) -> c.Sweep | None:
         return None
     return c.Sweep(
         attackers=swept.attackers,
-        lead=swept.lead,
-        proportion=swept.proportion,
+        lead=swept.ahead.lead,
+        proportion=swept.ahead.proportion,
+        lead_over=swept.ahead.over,
+        lead_retrieved=swept.ahead.retrieved,
+        lead_largest=swept.ahead.largest,
         cuts=[
             c.SweptCut(
                 name=cut.name,

@@ -176,7 +176,7 @@ class Search:
             first=(self.names.index(first[0]), first[1]) if first else None,
         )
         self.outcome = Outcome()
-        self._held = Held(
+        self.held = Held(
             limits=course.limits,
             threshold=course.threshold,
             scale=bench.scale,
@@ -388,7 +388,7 @@ class Search:
             by_cut: dict[int, list[Attack]] = {}
             for (i, _), attack in self.outcome.attacks.items():
                 by_cut.setdefault(i, []).append(attack)
-            found = {i: self._held.doubt(attacks) for i, attacks in by_cut.items()}
+            found = {i: self.held.doubt(attacks) for i, attacks in by_cut.items()}
             single = {i: doubt for i, doubt in found.items() if doubt is not None}
             return {**self.outcome.doubts, **single}
 

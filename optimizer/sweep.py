@@ -6,13 +6,14 @@ stands, `sketch`, a cheap attacker, goes over every cut of the graph from there 
 squares on the public head where that is close enough to affine. How much `sketch` misses is
 measured in the same run, on the cuts that were attacked in full: a cut where the panel's largest
 lead over it, or largest ratio to it, would carry it to the threshold may leak, and is attacked in
-full too.
+full too; and so is one where its lead on single images would carry them past their limits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from optuna.trial import Trial
@@ -25,11 +26,31 @@ from ..config import Attack
 from ..config import Sweep as StoredSweep
 from ..graph.build import Cut
 from .attempt import Reached
+from .limits import Held
 from .plan import Job
 from .rule import Verdict
 from .search import Outcome, Search
 
 _PAIRS = 8  # images between which a head is held against an affine one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """The most that the panel was ahead of the sweep's attacker on any cut attacked in full.
+
+    Attributes:
+        lead: Of the upper ends.
+        proportion: Their largest ratio, at least 1.
+        over: Of the test images that reach the threshold on their own; None where nobody counted.
+        retrieved: Of the test images that are picked out; None where nobody counted.
+        largest: Of the largest score of one image; None where nobody looked.
+    """
+
+    lead: float = 0.0
+    proportion: float = 1.0
+    over: int | None = 0
+    retrieved: int | None = 0
+    largest: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,16 +59,14 @@ class Swept:
 
     Attributes:
         attackers: ``repr`` of those that ran.
-        lead: The most that the panel's upper end was above the sweep's on any attacked cut.
-        proportion: The largest ratio of the two, at least 1.
+        ahead: How far the panel was ahead of it.
         attacks: By cut, what was reached; every cut that was not attacked in full.
         suspects: Those of them that may leak.
         outcome: What it cost.
     """
 
     attackers: list[str]
-    lead: float
-    proportion: float
+    ahead: Ahead
     attacks: list[tuple[Cut, list[Attack]]]
     suspects: list[Cut]
     outcome: Outcome = field(repr=False)
@@ -93,9 +112,10 @@ def sweep(search: Search, cuts: Sequence[Cut], chosen: int, sketch: Sketch, work
         sketch: The attacker for all of them.
         workers: Attacks at a time.
     """
+    verdicts, done = search.verdicts(), search.outcome.attacks
     attacked = {
-        search.cuts[i].node: verdict
-        for i, verdict in enumerate(search.verdicts())
+        search.cuts[i].node: (verdict, [a for (j, _), a in done.items() if j == i])
+        for i, verdict in enumerate(verdicts)
         if verdict.complete and i >= chosen
     }
     later = [c for c in cuts if c.node >= search.cuts[chosen].node]
@@ -116,29 +136,46 @@ def sweep(search: Search, cuts: Sequence[Cut], chosen: int, sketch: Sketch, work
         cut.node: [outcome.attacks[i, a] for a in panel if (i, a) in outcome.attacks]
         for i, cut in enumerate(later)
     }
-    lead, proportion = _ahead([(full, mine[node][0]) for node, full in attacked.items()])
-    most = bound(search.course.threshold, lead, proportion)
+    ahead = _ahead([(*full, mine[node][0]) for node, full in attacked.items()])
     return Swept(
         attackers=[repr(a) for a in panel.values()],
-        lead=lead,
-        proportion=proportion,
+        ahead=ahead,
         attacks=[(cut, mine[cut.node]) for cut in rest],
-        suspects=[cut for cut in rest if _suspect(mine[cut.node], most)],
+        suspects=[cut for cut in rest if _suspect(mine[cut.node], search.held, ahead)],
         outcome=outcome,
     )
 
 
-def _ahead(pairs: Sequence[tuple[Verdict, Attack]]) -> tuple[float, float]:
-    """How far the panel's upper end was above the sweep's, at most: difference and ratio."""
-    lead, proportion = 0.0, 1.0
-    for full, cheap in pairs:
+def _ahead(found: Sequence[tuple[Verdict, Sequence[Attack], Attack]]) -> Ahead:
+    """How far the panel was ahead: its verdict and attacks at a cut, beside the sweep's attack."""
+    lead, proportion, largest = 0.0, 1.0, 0.0
+    for full, attacks, cheap in found:
         if full.high is None or full.low is None:
             continue
         high = cheap.high or 0.0
         lead = max(lead, full.high - high)
         # Below the width of an interval a ratio is one of noise.
         proportion = max(proportion, full.high / max(high, full.high - full.low, 1e-6))
-    return lead, proportion
+        most = max((a.largest for a in attacks if a.largest is not None), default=0.0)
+        largest = max(largest, most - (cheap.largest or 0.0))
+    return Ahead(
+        lead=lead,
+        proportion=proportion,
+        over=_images_ahead(found, "over"),
+        retrieved=_images_ahead(found, "retrieved"),
+        largest=largest,
+    )
+
+
+def _images_ahead(
+    found: Sequence[tuple[Verdict, Sequence[Attack], Attack]], what: Literal["over", "retrieved"]
+) -> int:
+    """The same of a count of test images."""
+    most = 0
+    for _, attacks, cheap in found:
+        counts = [n for a in attacks if (n := getattr(a, what)) is not None]
+        most = max(most, max(counts, default=0) - (getattr(cheap, what) or 0))
+    return most
 
 
 def bound(threshold: float, lead: float, proportion: float) -> float:
@@ -146,17 +183,42 @@ def bound(threshold: float, lead: float, proportion: float) -> float:
     return min(threshold - lead, threshold / proportion)
 
 
-def _suspect(attacks: Sequence[Attack], most: float) -> bool:
-    """Whether a cut may leak: nothing is known, an attack failed, or one came up to `most`."""
-    return not attacks or any(a.high is None or a.high >= most for a in attacks)
+def _suspect(attacks: Sequence[Attack], held: Held, ahead: Ahead) -> bool:
+    """Whether a cut may leak: nothing is known, an attack failed, or one came too close."""
+    most = bound(held.threshold, ahead.lead, ahead.proportion)
+    if not attacks or any(a.high is None or a.high >= most for a in attacks):
+        return True
+    return held.doubt([_carried(a, held.images, ahead) for a in attacks]) is not None
 
 
-def may_leak(stored: StoredSweep | None, threshold: float) -> str | None:
+def _carried(attack: Attack, images: int, ahead: Ahead) -> Attack:
+    """A sweep's attack with the panel's lead on single images added; what is not known is all."""
+
+    def carried(count: int | None, more: int | None) -> int:
+        return images if count is None or more is None else min(images, count + more)
+
+    known = attack.largest is not None and ahead.largest is not None
+    return attack.model_copy(
+        update={
+            "over": carried(attack.over, ahead.over),
+            "retrieved": carried(attack.retrieved, ahead.retrieved),
+            "largest": (attack.largest or 0.0) + (ahead.largest or 0.0) if known else 1.0,
+        }
+    )
+
+
+def may_leak(stored: StoredSweep | None, held: Held) -> str | None:
     """Name of a cut that a stored sweep suspects and that was not attacked in full, or None."""
     if stored is None:
         return None
-    most = bound(threshold, stored.lead, stored.proportion)
-    return next((s.name for s in stored.cuts if _suspect(s.attacks, most)), None)
+    ahead = Ahead(
+        lead=stored.lead,
+        proportion=stored.proportion,
+        over=stored.lead_over,
+        retrieved=stored.lead_retrieved,
+        largest=stored.lead_largest,
+    )
+    return next((s.name for s in stored.cuts if _suspect(s.attacks, held, ahead)), None)
 
 
 def _departures(store: FeatureStore, cuts: Sequence[Cut]) -> dict[int, float]:

@@ -13,8 +13,9 @@ from partopt.images.load import Split
 from partopt.models.load import LoadedModel
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.find import find
+from partopt.optimizer.limits import Held, Limits
 from partopt.optimizer.rule import Verdict
-from partopt.optimizer.sweep import _ahead, bound, may_leak
+from partopt.optimizer.sweep import Ahead, _ahead, _suspect, bound, may_leak
 from partopt.preprocessing import Preprocessing
 
 
@@ -130,7 +131,7 @@ def test_every_cut_from_the_answer_on_is_swept_those_of_several_tensors_too(smal
     assert all(a.outcome == "full budget" for s in config.sweep.cuts for a in s.attacks)
     highs = [a.high for s in config.sweep.cuts for a in s.attacks]
     assert config.privacy.suffix_high >= max([config.privacy.high, *highs])
-    assert may_leak(config.sweep, 0.5) is None
+    assert may_leak(config.sweep, held()) is None
     stored_ones_are_not_believed(config.sweep.model_copy(deep=True))
 
 
@@ -147,22 +148,62 @@ def test_how_far_the_panel_was_ahead_is_measured_not_guessed():
             status="safe",
             reason="",
         )
-        return full, Attack(attacker="sketch", settings="", outcome="full budget", high=cheap)
+        panel = [swept(0.0, over=4, retrieved=2, largest=0.3), swept(0.0, over=2, retrieved=9)]
+        return full, panel, swept(cheap, over=1, retrieved=3, largest=0.25)
 
-    assert _ahead([]) == (0.0, 1.0)
-    lead, proportion = _ahead([pair(0.06, 0.08, 0.03), pair(0.0, 0.02, 0.001)])
-    assert lead == pytest.approx(0.05)
-    assert proportion == pytest.approx(8 / 3), "0.001 is below the width of the interval"
-    assert bound(0.2, lead, proportion) == pytest.approx(0.075)
-    assert _ahead([pair(0.1, 0.12, None)])[0] == pytest.approx(0.12), "a failed one is blind"
+    assert _ahead([]) == Ahead()
+    ahead = _ahead([pair(0.06, 0.08, 0.03), pair(0.0, 0.02, 0.001)])
+    assert ahead.lead == pytest.approx(0.05)
+    assert ahead.proportion == pytest.approx(8 / 3), "0.001 is below the width of the interval"
+    assert bound(0.2, ahead.lead, ahead.proportion) == pytest.approx(0.075)
+    assert (ahead.over, ahead.retrieved) == (3, 6)
+    assert ahead.largest == pytest.approx(0.05)
+    assert _ahead([pair(0.1, 0.12, None)]).lead == pytest.approx(0.12), "a failed one is blind"
+
+
+def swept(high, **seen):
+    score = None if high is None else 0.0
+    return Attack(
+        attacker="sketch", settings="", outcome="full budget", score=score, high=high, **seen
+    )
+
+
+def held(threshold=0.5, **limits):
+    return Held(limits=Limits(**limits), threshold=threshold, scale="corrected", images=24)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "limits", "suspect"),
+    [
+        (Ahead(), {}, False),
+        (Ahead(largest=0.4), {}, True),
+        (Ahead(largest=0.4), {"copies": False}, False),
+        (Ahead(largest=None), {}, True),
+        (Ahead(), {"worst_share": 0.2}, False),
+        (Ahead(over=5), {"worst_share": 0.2}, True),
+        (Ahead(over=None), {"worst_share": 0.2}, True),
+        (Ahead(), {"worst_retrieval": 0.5}, False),
+        (Ahead(retrieved=9), {"worst_retrieval": 0.5}, True),
+        (Ahead(retrieved=None), {"worst_retrieval": 0.5}, True),
+        (Ahead(retrieved=None, over=None), {}, False),
+    ],
+)
+def test_a_swept_cut_is_held_against_what_is_allowed_of_single_images(ahead, limits, suspect):
+    seen = [swept(0.1, over=0, retrieved=3, largest=0.55)]
+    assert _suspect(seen, held(**limits), ahead) is suspect
+
+
+def test_an_image_copied_at_a_swept_cut_makes_it_suspect():
+    assert _suspect([swept(0.1, over=1, retrieved=1, largest=0.95)], held(), Ahead())
+    assert _suspect([swept(0.1)], held(), Ahead()), "nobody looked at single images"
 
 
 def stored_ones_are_not_believed(sweep):
     """Where a stored sweep comes too close to the threshold, or says nothing."""
     name, sweep.lead = sweep.cuts[0].name, 0.05
-    sweep.proportion = 1.0
+    sweep.proportion, sweep.lead_largest = 1.0, 0.0
     for high, suspect in ((0.46, name), (0.44, None), (None, name)):
         sweep.cuts[0].attacks[0].high = high
-        assert may_leak(sweep, 0.5) == suspect
+        assert may_leak(sweep, held()) == suspect
     sweep.cuts[0].attacks = []
-    assert may_leak(sweep, 0.5) == name
+    assert may_leak(sweep, held()) == name
