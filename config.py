@@ -263,7 +263,9 @@ class CutRow(_Strict):
     ``swept``: the cut was not among those asked for; a sweep found that it
     may leak, and it was attacked like the others. It is never the answer. ``unplaced``: why the
     attacks that ran settle nothing there but a leak; empty where they do. ``curve``: what attacks
-    would reach with more images, where that was asked.
+    would reach with more images, where that was asked. ``covered_by``: the earlier cut that was
+    attacked in full and stands for this one, where only cheap attackers ran; empty where they all
+    did. ``score``, ``low`` and ``high`` are what was measured here all the same.
     """
 
     name: str
@@ -287,6 +289,7 @@ class CutRow(_Strict):
     latency_ms: Latency
     swept: bool = False
     unplaced: str = ""
+    covered_by: str = ""
     curve: Curve | None = None
 
 
@@ -299,25 +302,44 @@ class SweptCut(_Strict):
     attacks: list[Attack]
 
 
+class Lead(_Strict):
+    """How far the whole panel was ahead of a cheap attacker, on the cuts attacked in full, at most.
+
+    ``lead`` is the largest difference of the upper ends, ``proportion`` their largest ratio,
+    ``over`` and ``retrieved`` the largest difference of the images that pass the threshold or are
+    picked out, ``largest`` that of the largest score of one image; None where nobody looked.
+    """
+
+    lead: float = Field(ge=0.0)
+    proportion: float = Field(default=1.0, ge=1.0)
+    over: int | None = Field(default=None, ge=0)
+    retrieved: int | None = Field(default=None, ge=0)
+    largest: float | None = Field(default=None, ge=0.0)
+
+
 class Sweep(_Strict):
     """Cheap attackers on every cut of the graph from the chosen one to the end.
 
     How far the whole panel was ahead of them on the cuts that were attacked in full says what they
-    may miss: ``lead`` is the largest difference of the upper ends, ``proportion`` their largest
-    ratio, ``lead_over`` and ``lead_retrieved`` the largest difference of the images that pass the
-    threshold or are picked out, ``lead_largest`` that of the largest score of one image; None where
-    nobody looked. A cut where one of them would carry them to the threshold, or past what is
+    may miss. A cut where one of its leads would carry `sketch` to the threshold, or past what is
     allowed of single images, is attacked in full, and is then one of the table's rows; the others
-    are listed here.
+    are listed here. Rows for which an earlier one stands are listed too, and a small ``decoder``,
+    with a lead of its own, went over them.
     """
 
     attackers: list[str]
-    lead: float = Field(ge=0.0)
-    proportion: float = Field(default=1.0, ge=1.0)
-    lead_over: int | None = Field(default=None, ge=0)
-    lead_retrieved: int | None = Field(default=None, ge=0)
-    lead_largest: float | None = Field(default=None, ge=0.0)
+    sketch: Lead
+    decoder: Lead | None = None
     cuts: list[SweptCut]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, data: Any) -> Any:
+        """Before 0.3 two numbers said how far the panel was ahead."""
+        if isinstance(data, dict) and "lead" in data and "sketch" not in data:
+            known = {k: data[k] for k in ("lead", "proportion") if k in data}
+            return {k: v for k, v in data.items() if k not in known} | {"sketch": known}
+        return data
 
 
 class Panel(_Strict):

@@ -34,6 +34,8 @@ class Budget:
         settings: Attackers of the panel with their settings, cheap ones first.
         others: Settings of attackers that run when they are asked for.
         sweep: Settings of the attacker `sketch`, which goes over cuts which were not sampled.
+        cover: Settings of a small decoder for cuts after one that was attacked in full and stands
+            for them; without, every cut is attacked in full.
     """
 
     name: BudgetName
@@ -44,6 +46,7 @@ class Budget:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
     sweep: dict[str, Any] = field(default_factory=dict)
+    cover: dict[str, Any] = field(default_factory=dict)
 
     def epochs(self, name: str) -> int | None:
         """For how many epochs an attacker trains here; None: without epochs, or not in here."""
@@ -139,6 +142,7 @@ BUDGETS = {
             "stack": {"decoder": _DECODER, "hybrid": _MORE_STEPS, "seeds": (0,)},
         },
         {"ensemble": {"hybrid": _MORE_STEPS}},
+        cover=_QUICK_DECODER.settings(),
     ),
     "full": Budget(
         "full",

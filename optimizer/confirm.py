@@ -2,12 +2,12 @@
 
 One training says neither what the next seed would have reached nor what more images would. So at
 the cut that is returned, and at the one after it with the highest score, the strongest attacker
-that is trained in epochs is trained anew: with two other seeds, after which the interval of every
-trained attacker covers seeds too, and with a quarter and a half of the images. With fewer images
+that is trained in epochs is trained anew: with a quarter and a half of the images, and with two
+other seeds, after which the interval of every trained attacker covers seeds too. With fewer images
 it goes over them more often: the same steps, so that a curve over images says nothing of training
 length. What the curve bounds with as many images as the adversary has must stay below the
-threshold, else the cut is undecided. The cut before the answer has other seeds too, unless it was
-proven to leak.
+threshold, else the cut is undecided; where it would not even if all trainings ended alike, other
+seeds are not asked. The cut before the answer has other seeds too, unless it was proven to leak.
 """
 
 from __future__ import annotations
@@ -105,10 +105,21 @@ def confirm(
         for i in wanted:
             done.add(i)
             ran += _confirm_one(search, i, adversary, workers, tell)
-    before = (search.answer() or 0) - 1
-    if before >= 0 and before not in done and search.verdicts()[before].status != "leaks":
+    before = _before(search)
+    if before is not None and before not in done and search.verdicts()[before].status != "leaks":
         ran += _confirm_one(search, before, None, workers, tell, curve=False)
     return ran
+
+
+def _before(search: Search) -> int | None:
+    """The last cut before the answer at which anything was trained."""
+    answer = search.answer()
+    trained = {
+        i
+        for (i, name), attack in search.outcome.attacks.items()
+        if attack.score is not None and search.panel[name].longer(2) is not None
+    }
+    return max((i for i in trained if answer is not None and i < answer), default=None)
 
 
 def _to_confirm(search: Search) -> list[int]:
@@ -119,7 +130,7 @@ def _to_confirm(search: Search) -> list[int]:
         wanted = {asked[0], answer}
     else:
         first, wanted = (len(verdicts) if answer is None else answer), {answer}
-    later = range(first, len(verdicts))
+    later = [i for i in range(first, len(verdicts)) if verdicts[i].complete]
     if later:
         wanted.add(max(later, key=lambda i: verdicts[i].high or 0.0))
     return sorted(i for i in wanted if i is not None)
@@ -141,51 +152,85 @@ def _confirm_one(
     name = max(trained or here, key=lambda n: here[n].high or 0.0)
     if name == "stack" and "decoder" in trained:
         name = "decoder"  # what it is made of; the lead that averaging has is added
-    repeats = _repeats(search, name, curve)
-    cut = search.cuts[index]
-    tell(f"training {name} again at {cut.name}: other seeds, fewer images", len(repeats))
+    ran: list[Search] = []
+    parts: Trained = {}
+    if curve:
+        curved = _trained_again(search, index, _parts(search, name), workers, tell, ran)
+        if curved is None:
+            return ran
+        parts = curved
+        _curve(search, index, name, parts, adversary)
+        if index in search.outcome.doubts:
+            return ran
+    seeds = _trained_again(search, index, _others(search, name), workers, tell, ran)
+    if seeds is None:
+        return ran
+    _seeds(search, index, name, seeds)
+    if curve:
+        _curve(search, index, name, {**parts, **seeds}, adversary)
+    return ran
+
+
+Trained = dict[str, tuple[Repeat, dict[int, np.ndarray]]]  # with SSIM per test image by side
+
+
+def _trained_again(
+    search: Search,
+    index: int,
+    repeats: dict[str, Repeat],
+    workers: int,
+    tell: Tell,
+    ran: list[Search],
+) -> Trained | None:
+    """Run trainings at a cut; None, and a doubt, where one of them failed."""
+    cut, name = search.cuts[index], next(iter(repeats)).partition(",")[0]
     repeating = _Repeating(search, cut, repeats)
+    tell(f"training {name} again at {cut.name}: {_what(repeats)}", len(repeats))
     repeating.run(workers)
-    missing = [n for n in repeats if (0, n) not in repeating.outcome.stored]
+    ran.append(repeating)
+    stored = repeating.outcome.stored
+    missing = [n for n in repeats if (0, n) not in stored]
     if missing:
         failed = repeating.outcome.attacks.get((0, missing[0]))
         why = f"failed: {failed.note}" if failed else "is missing"
         search.outcome.doubts[index] = Doubt(f"the training of {missing[0]} {why}")
-        return [repeating]
-    _seeds(search, index, name, repeating)
-    if curve:
-        _curve(search, index, name, repeating, adversary)
-    return [repeating]
+        return None
+    return {n: (repeat, stored[0, n].per_side) for n, repeat in repeats.items()}
 
 
-def _repeats(search: Search, name: str, curve: bool) -> dict[str, Repeat]:
-    """Trainings by label: all images with every seed, and parts of them with the run's own."""
+def _what(repeats: dict[str, Repeat]) -> str:
+    return "fewer images" if any(r.images for r in repeats.values()) else "other seeds"
+
+
+def _others(search: Search, name: str) -> dict[str, Repeat]:
+    """Trainings on all images by label: with the run's own seed, and with others."""
+    attacker, own = search.panel[name], search.bench.seed
+    seeds = [own, *(derive_seed(own, "again", i) for i in range(1, FEWEST))]
+    return {f"{name}, seed {i}": Repeat(attacker, None, seed) for i, seed in enumerate(seeds)}
+
+
+def _parts(search: Search, name: str) -> dict[str, Repeat]:
+    """Trainings with the run's own seed by label: on all images, and on parts of them."""
     attacker, bench = search.panel[name], search.bench
-    seeds = [bench.seed, *(derive_seed(bench.seed, "again", i) for i in range(1, FEWEST))]
-    found = {f"{name}, seed {i}": Repeat(attacker, None, seed) for i, seed in enumerate(seeds)}
-    if curve:
-        count = bench.store.images.split.train
-        for part in PARTS:
-            longer = attacker.longer(part) or attacker
-            images = max(1, count // part)
-            found[f"{name}, {images} images"] = Repeat(longer, images, bench.seed)
+    found = {f"{name}, seed 0": Repeat(attacker, None, bench.seed)}
+    count = bench.store.images.split.train
+    for part in PARTS:
+        longer = attacker.longer(part) or attacker
+        images = max(1, count // part)
+        found[f"{name}, {images} images"] = Repeat(longer, images, bench.seed)
     return found
 
 
-def _per_image(repeating: _Repeating, side: int, images: int | None) -> list[np.ndarray]:
+def _per_image(trained: Trained, side: int, images: int | None) -> list[np.ndarray]:
     """SSIM of the trainings on so many images, at one side."""
-    return [
-        repeating.outcome.stored[0, n].per_side[side]
-        for n, r in repeating.repeats.items()
-        if r.images == images
-    ]
+    return [per_side[side] for repeat, per_side in trained.values() if repeat.images == images]
 
 
-def _seeds(search: Search, index: int, name: str, repeating: _Repeating) -> None:
+def _seeds(search: Search, index: int, name: str, trained: Trained) -> None:
     """Widen the intervals of all trained attackers at a cut by what seeds differ in."""
     bench, seed = search.bench, derive_seed(search.bench.seed, "bootstrap")
     by_side: list[Pooled] = [
-        pooled(_per_image(repeating, side, None), floor, scale=bench.scale, seed=seed)
+        pooled(_per_image(trained, side, None), floor, scale=bench.scale, seed=seed)
         for side, floor in bench.floors.items()
     ]
     strongest = max(by_side, key=lambda p: p.score.high)
@@ -209,10 +254,11 @@ def _seeds(search: Search, index: int, name: str, repeating: _Repeating) -> None
         search.record((i, other), changed)
 
 
-def _curve(
-    search: Search, index: int, name: str, repeating: _Repeating, adversary: int | None
-) -> None:
-    """What the curve over images bounds, at the side where that is most."""
+def _curve(search: Search, index: int, name: str, trained: Trained, adversary: int | None) -> None:
+    """What the curve over images bounds, at the side where that is most.
+
+    Where there was one seed alone, as if all trainings ended alike.
+    """
     bench, attacks = search.bench, search.outcome.attacks
     scores = [a.score for (i, _), a in attacks.items() if i == index and a.score is not None]
     own = attacks[index, name].score or 0.0
@@ -222,13 +268,14 @@ def _curve(
         scale=bench.scale,
         seed=derive_seed(bench.seed, "curve"),
         lead=max(scores) - own,
+        spread=None if len(_per_image(trained, bench.resolution, None)) > 1 else 0.0,
     )
-    sizes = {r.images for r in repeating.repeats.values()}
+    sizes = {repeat.images for repeat, _ in trained.values()}
     count = bench.store.images.split.train
     found: dict[int, Extrapolation] = {}
     for side, floor in bench.floors.items():
         rungs = [
-            Rung(count if n is None else n, np.stack(_per_image(repeating, side, n))) for n in sizes
+            Rung(count if n is None else n, np.stack(_per_image(trained, side, n))) for n in sizes
         ]
         found[side] = extrapolate(rungs, floor, terms)
     side, worst = max(found.items(), key=lambda pair: pair[1].high)

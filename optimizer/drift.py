@@ -123,11 +123,11 @@ def candidates(
 
 
 def leaks(rows: Sequence[CutRow], safe: Collection[str]) -> dict[str, float]:
-    """Upper end of the score, here and later, of the safe cuts by name; none of a sweep's."""
+    """Upper end of the score, here and later, of the safe cuts by name: of those attacked in full."""
     return {
         row.name: math.inf if row.suffix_high is None else row.suffix_high
         for row in rows
-        if row.name in safe and not row.swept
+        if row.name in safe and not row.swept and not row.covered_by
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Unpack
 
 from .. import config as c
+from ..attackers.decoder import Decoder
 from ..attackers.sketch import Sketch
 from ..graph.build import Cut, LayerGraph
 from ..models.load import LoadedModel
@@ -20,8 +21,9 @@ from .requests import FindOptions, FindRequest
 from .result import build_config
 from .rule import Verdict
 from .search import Course, Listener, Search
-from .settle import Settling, settle
+from .settle import Marked, Settling, settle
 from .storage import open_storage
+from .sweep import Sweepers
 from .watcher import Silent, Watcher
 
 CEILING = 4  # times its epochs that an attack still rising may take
@@ -92,7 +94,7 @@ def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResul
         ),
     )
 
-    def make(over: list[Cut], latencies: Profile, promoted: frozenset[int]) -> Search:
+    def make(over: list[Cut], latencies: Profile, marked: Marked) -> Search:
         inside, outside = latencies.full_enclave, latencies.full_accelerator
         course = Course(
             threshold=protocol.threshold,
@@ -102,7 +104,9 @@ def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResul
             attack=effort.attack,
             whole=inside if compares(inside, outside) else None,
             grant=settling.grant,
-            promoted=promoted,
+            promoted=marked.promoted,
+            covers=settling.covers,
+            counted=marked.counted,
             limits=request.adversary.limits(copies=protocol.name == "strict"),
             ceiling=CEILING if ready.certifies else 1,
         )
@@ -126,10 +130,16 @@ def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResul
 def _settling(ready: Prepared) -> Settling:
     """What is done between the search and an answer that stands."""
     effort, protocol = ready.request.effort, ready.protocol
-    sweeps = effort.attack and protocol.name == "strict"
+    strict, small = protocol.name == "strict", ready.budget.cover
+    covers = strict and bool(small) and not effort.exhaustive
+    sweeps = strict and (effort.attack or covers)
     return Settling(
         every=ready.graph.cuts("all") if sweeps else [],
-        sketch=Sketch(**ready.budget.sweep),
+        covers=covers,
+        sweepers=Sweepers(
+            sketch=Sketch(**ready.budget.sweep),
+            decoder=Decoder(**small) if covers else None,
+        ),
         grant=grant_of(ready.images.split, ready.panel, ready.evidence, protocol.budgets),
         tune=effort.tune if effort.attack else 0,
         workers=effort.workers,

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ..attackers.base import Attacker
+from ..attackers.decoder import Decoder
 from ..attackers.features import FeatureStore
+from ..attackers.sketch import Sketch
 from ..cache import nothing_cached
 from ..config import SplitConfig
 from ..images.load import GENERATED, ImageSet, Split, load_images
@@ -27,7 +29,7 @@ from .limits import Doubt, Held
 from .minima import grant_of
 from .policy import Terms, laxer
 from .requests import CutChoice, Effort, FindRequest, ImageChoice, Timing
-from .rule import Evidence, judge
+from .rule import Cover, Evidence, judge
 from .sweep import may_leak
 from .watcher import Watcher
 
@@ -111,7 +113,9 @@ def stored_evidence(
     held = _held(config, terms)
     doubts = _stored_doubts(config, held, deployed, curves=grant.status == "safe")
     panel = list(terms.panel)
-    verdicts = judge(names, panel, evidence, protocol.threshold, grant, unplaced, doubts)
+    verdicts = judge(
+        names, panel, evidence, protocol.threshold, grant, unplaced, doubts, _cover(config, terms)
+    )
     verdict = verdicts[names.index(deployed)]
     suspect = may_leak(config.sweep, held)
     if verdict.safe and suspect is not None:
@@ -128,7 +132,21 @@ def stored_evidence(
         )
     else:
         result.add("privacy", "regressed", f"stored evidence does not protect: {verdict.reason}")
-    return {name for name, v in zip(names, verdicts, strict=True) if v.safe}
+    return {name for name, v in zip(names, verdicts, strict=True) if v.safe and v.complete}
+
+
+def _cover(config: SplitConfig, terms: Terms) -> Cover:
+    """For which rows an earlier one may stand: the terms allow it, and the sweep went over them."""
+    if not terms.budget.cover or config.sweep is None:
+        return Cover()
+    swept = {
+        cut.name
+        for cut in config.sweep.cuts
+        if {Sketch.name, Decoder.name} <= {a.attacker for a in cut.attacks}
+    }
+    rows = [i for i, row in enumerate(config.cuts) if row.covered_by and row.name in swept]
+    lowest = min(a.rank for a in terms.panel.values())
+    return Cover(rows, [n for n, a in terms.panel.items() if a.rank == lowest])
 
 
 def _held(config: SplitConfig, terms: Terms) -> Held:
@@ -189,7 +207,7 @@ def _own_evidence(
             f"{result.caveat}{said}: at most {verdict.suffix_high:.2f} here and later, below "
             f"{limit:g}",
         )
-        return {name for name, v in by_name.items() if v.safe}
+        return {name for name, v in by_name.items() if v.safe and v.complete}
     if verdict.status == "leaks":
         reached = max(verdict.low or 0.0, verdict.suffix_low)
         result.add(

@@ -12,7 +12,9 @@ import torch
 
 from .. import config as c
 from ..attackers.base import RISING
+from ..attackers.decoder import Decoder
 from ..attackers.scoring import PROTOCOL
+from ..attackers.sketch import Sketch
 from ..graph.build import Cut, LayerGraph
 from ..identity.network import graph_hash
 from ..identity.sources import attack_source
@@ -73,6 +75,7 @@ def _row(
         reason=_reason(verdict, attacks),
         attacks=attacks,
         unplaced=verdict.unplaced,
+        covered_by=verdict.covered_by,
         latency_ms=c.Latency(**latency_of(latency)),
         swept=swept,
     )
@@ -225,11 +228,8 @@ def _sweep(settled: Settled) -> c.Sweep | None:
         return None
     return c.Sweep(
         attackers=swept.attackers,
-        lead=swept.ahead.lead,
-        proportion=swept.ahead.proportion,
-        lead_over=swept.ahead.over,
-        lead_retrieved=swept.ahead.retrieved,
-        lead_largest=swept.ahead.largest,
+        sketch=swept.ahead[Sketch.name],
+        decoder=swept.ahead.get(Decoder.name),
         cuts=[
             c.SweptCut(
                 name=cut.name,

@@ -3,13 +3,16 @@
 A cut's leakage is the largest score over all attackers. The remaining layers are public, so whoever
 can invert a later cut can invert this one: what counts is the largest over this and all later cuts.
 A cut is safe only if the upper end of that interval is below the threshold and every attacker of
-the panel ran at full budget here and at every later cut. A missing or failed result leaks.
+the panel ran at full budget here and at every later cut. A missing or failed result leaks. Where a
+search says so, an earlier cut that was attacked in full stands for a later one: what crosses there
+is computed from what crosses before. The later cut then has the earlier one's upper end, or that of
+the cheap attackers that ran at it, whichever is larger.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..attackers.scoring import Score
@@ -72,12 +75,29 @@ class Grant:
     shortfall: str = ""
 
 
+@dataclass(frozen=True)
+class Cover:
+    """Cuts for which an earlier one, attacked in full, may stand.
+
+    Attributes:
+        cuts: Their indices.
+        attackers: Those that must have run at them all the same.
+    """
+
+    cuts: Collection[int] = ()
+    attackers: Sequence[str] = ()
+
+
 PASSED = ("safe", "screened")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The rule applied to one cut. Scores are None where nothing is known."""
+    """The rule applied to one cut. Scores are None where nothing is known.
+
+    ``complete``: every attacker ran in full. ``covered_by`` names the earlier cut that stands for
+    one where they did not; ``high`` is then still what was measured here.
+    """
 
     value: float | None
     low: float | None
@@ -89,6 +109,7 @@ class Verdict:
     status: Status
     reason: str
     unplaced: str = ""
+    covered_by: str = ""
 
     @property
     def safe(self) -> bool:
@@ -105,8 +126,8 @@ class _Found:
         low: Lower end here.
         suffix_low, suffix_high: Ends here and later; infinite where evidence is missing.
         worst: Name of the cut where `suffix_high` is.
-        complete: Whether the panel ran in full here.
-        gap: The last cut where it did not; empty where there is none.
+        complete: Whether the panel ran in full here, or an earlier cut stands for this one.
+        gap: The last cut where that is not so; empty where there is none.
         failed: Whether an attack failed here.
         attacked: Whether there is any evidence here.
         blocked: The last cut after this one that has complete evidence and is not safe.
@@ -134,6 +155,7 @@ def judge(
     grant: Grant | None = None,
     unplaced: Mapping[int, str] | None = None,
     doubts: Mapping[int, Doubt] | None = None,
+    cover: Cover | None = None,
 ) -> list[Verdict]:
     """Apply the rule to every cut.
 
@@ -146,8 +168,14 @@ def judge(
         unplaced: Cuts at which attackers that learn from pairs settle nothing and no other one
             ran, by index, and why: evidence there proves leaks alone.
         doubts: Cuts that are not safe for another reason than their mean score, by index.
+        cover: Cuts for which an earlier one may stand; None is none.
     """
-    grant = grant or Grant()
+    grant, unplaced, doubts = grant or Grant(), unplaced or {}, doubts or {}
+    full = [
+        i not in unplaced and all(_ran(evidence.get((i, a))) for a in panel)
+        for i in range(len(names))
+    ]
+    standing = _standing(full, evidence, unplaced, cover or Cover())
     verdicts: list[Verdict] = []
     high_after, low_after, value_after = -math.inf, -math.inf, None
     worst_after = gap = ""
@@ -157,11 +185,8 @@ def judge(
     for i in reversed(range(len(names))):
         found = {a: evidence[i, a] for a in panel if (i, a) in evidence}
         scores = [e.score for e in found.values() if e.score is not None]
-        complete = all(
-            a in found and found[a].complete and found[a].score is not None for a in panel
-        )
-        nowhere = (unplaced or {}).get(i, "")
-        complete = complete and not nowhere
+        nowhere, by = unplaced.get(i, ""), standing.get(i)
+        complete = full[i] or by is not None
         value = max((s.value for s in scores), default=None)
         low = max((s.low for s in scores), default=None)
         high = max((s.high for s in scores), default=None)
@@ -169,6 +194,8 @@ def judge(
             value_after = value
         low_after = max(low_after, low if low is not None else -math.inf)
         own_high = high if high is not None and complete else math.inf
+        if by is not None:
+            own_high = max(own_high, _highest(evidence, by, panel))
         if own_high > high_after:
             high_after, worst_after = own_high, names[i]
         if not complete and not gap:
@@ -187,9 +214,12 @@ def judge(
             unplaced=nowhere,
         )
         status, reason = _status(here, threshold)
-        who = next((e.rising for e in found.values() if e.rising), "")
-        rising = f"{who} at {names[i]}" if who else rising
-        doubt = _graver(doubt, (doubts or {}).get(i), names[i])
+        for j in (by, i):  # what is doubtful where a cut is stood for is doubtful here
+            if j is None:
+                continue
+            who = next((e.rising for a in panel if (e := evidence.get((j, a))) and e.rising), "")
+            rising = f"{who} at {names[j]}" if who else rising
+            doubt = _graver(doubt, doubts.get(j), names[j])
         if status == "safe" and doubt is not None:
             status = "leaks" if doubt.proven else "undecided"
             reason = doubt.reason if doubt.proven else f"{doubt.reason}: counts as leaking"
@@ -198,6 +228,8 @@ def judge(
             reason = f"{rising} was still rising when its budget ended: counts as leaking"
         if status != "safe" and complete and not blocked:
             blocked = names[i]
+        if status == "safe" and by is not None:
+            reason += f"; {names[by]}, from which this is computed, was attacked in full for it"
         if status == "safe" and grant.status != "safe":
             status, reason = grant.status, f"{reason}, but {grant.shortfall}"
         verdicts.append(
@@ -208,13 +240,48 @@ def judge(
                 suffix_value=value_after,
                 suffix_high=high_after,
                 suffix_low=low_after,
-                complete=complete,
+                complete=full[i],
                 status=status,
                 reason=reason,
                 unplaced=nowhere,
+                covered_by="" if by is None else names[by],
             )
         )
     return verdicts[::-1]
+
+
+def _ran(evidence: Evidence | None) -> bool:
+    return evidence is not None and evidence.complete and evidence.score is not None
+
+
+def _standing(
+    full: Sequence[bool],
+    evidence: Mapping[tuple[int, str], Evidence],
+    unplaced: Mapping[int, str],
+    cover: Cover,
+) -> dict[int, int]:
+    """For each cut that is stood for, the nearest earlier one that was attacked in full."""
+    found: dict[int, int] = {}
+    last: int | None = None
+    for i, complete in enumerate(full):
+        if complete:
+            last = i
+        elif (
+            last is not None
+            and i in cover.cuts
+            and i not in unplaced
+            and all(_ran(evidence.get((i, a))) for a in cover.attackers)
+            and not any(j == i and e.score is None for (j, _), e in evidence.items())
+        ):
+            found[i] = last
+    return found
+
+
+def _highest(
+    evidence: Mapping[tuple[int, str], Evidence], index: int, panel: Sequence[str]
+) -> float:
+    scores = [e.score for a in panel if (e := evidence.get((index, a))) is not None]
+    return max((s.high for s in scores if s is not None), default=math.inf)
 
 
 def _graver(later: Doubt | None, own: Doubt | None, name: str) -> Doubt | None:

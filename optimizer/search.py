@@ -32,7 +32,7 @@ from .attempt import Bench, Failed, Reached, Wish, attempt_until_settled
 from .choose import Candidates, fastest
 from .keys import ATTACK_VERSION, attack_key, plugin_source
 from .limits import Doubt, Held, Limits
-from .plan import Job, Plan
+from .plan import Halving, Job, Plan
 from .rule import Evidence, Grant, Verdict, judge
 from .sampler import PRIVACY, NothingLeft, SuffixSampler, running_jobs
 from .storage import (
@@ -86,6 +86,8 @@ class Course:
         whole: Time of the whole model in the enclave; None where comparing with it is void.
         grant: What a cut that passes the rule may be called.
         promoted: Nodes of cuts that are never the answer.
+        covers: Whether a cut that was attacked in full may stand for later ones.
+        counted: Nodes of cuts for which none may.
         limits: What is allowed of single images.
         ceiling: An attack that is still rising below the threshold is made anew with more epochs,
             at most so many times its own; 1 leaves it as it is.
@@ -99,6 +101,8 @@ class Course:
     whole: Duration | None = None
     grant: Grant = field(default_factory=Grant)
     promoted: frozenset[int] = frozenset()
+    covers: bool = False
+    counted: frozenset[int] = frozenset()
     limits: Limits = field(default_factory=Limits)
     ceiling: int = 1
 
@@ -111,6 +115,7 @@ class Course:
             whole=None,
             grant=Grant(),
             promoted=frozenset(),
+            covers=False,
             ceiling=1,
         )
 
@@ -174,6 +179,7 @@ class Search:
             course.threshold,
             self._could_win,
             first=(self.names.index(first[0]), first[1]) if first else None,
+            halving=self._halving() if course.covers else None,
         )
         self.outcome = Outcome()
         self.held = Held(
@@ -340,7 +346,8 @@ class Search:
         if not self.course.attack:
             return None
         if not self.course.exhaustive:
-            return self.plan.next(self.outcome.evidence, running, self.doubts())
+            unplaced = self.unplaced()
+            return self.plan.next(self.outcome.evidence, running, self.doubts(), unplaced)
         return self._next_of_all(running)
 
     def _next_of_all(self, running: Collection[Job]) -> Job | None:
@@ -352,6 +359,10 @@ class Search:
                     return job
         return None
 
+    def _halving(self) -> Halving:
+        counted = {i for i, cut in enumerate(self.cuts) if cut.node in self.course.counted}
+        return Halving(full=counted, fastest=self._fastest)
+
     def _could_win(self, safe: Sequence[int], candidate: int) -> bool:
         if self.plan.first is not None and self.plan.first[0] == candidate:
             return True  # its verdict was asked for
@@ -360,14 +371,21 @@ class Search:
         return self.candidates.could_win(safe, candidate, leaks)
 
     def answer(self) -> int | None:
-        """Index of the cut to use on the evidence so far, or None where none is safe."""
+        """Index of the cut to use on the evidence so far, or None where none is safe.
+
+        It is one that was attacked in full itself.
+        """
         verdicts = self.verdicts()
-        safe = [
-            i
-            for i, v in enumerate(verdicts)
-            if v.safe and self.cuts[i].node not in self.course.promoted
-        ]
-        return fastest(self.candidates, safe, {i: verdicts[i].suffix_high for i in safe})
+        return self._fastest([i for i, v in enumerate(verdicts) if v.safe and v.complete])
+
+    def _fastest(self, safe: Sequence[int]) -> int | None:
+        verdicts = self.verdicts()
+        allowed = [i for i in safe if self.cuts[i].node not in self.course.promoted]
+        return fastest(self.candidates, allowed, {i: verdicts[i].suffix_high for i in allowed})
+
+    def open(self) -> bool:
+        """Whether a run would attack more."""
+        return self._next(()) is not None
 
     def verdicts(self) -> list[Verdict]:
         """The rule applied to the evidence so far, by cut."""
@@ -380,6 +398,7 @@ class Search:
                 self.course.grant,
                 self.unplaced(),
                 self.doubts(),
+                self.plan.cover(),
             )
 
     def doubts(self) -> dict[int, Doubt]:

@@ -188,7 +188,7 @@ def swept(config: SplitConfig) -> str | None:
     said = f"{len(config.sweep.cuts)} unsampled cuts swept"
     if rows:
         said += ", highest upper end {:.2f} at {}".format(*max(rows))
-    most = bound(config.privacy.threshold, config.sweep.lead, config.sweep.proportion)
+    most = bound(config.privacy.threshold, config.sweep.sketch.lead, config.sweep.sketch.proportion)
     said += f" (attacked in full from {most:.2f} on"
     return said + (f": {', '.join(full)})" if full else ": none)")
 
@@ -208,6 +208,8 @@ def _cuts(config: SplitConfig) -> Table:
             verdict += " (a later cut)"
         if row.swept:
             verdict += ", swept"
+        if row.covered_by:
+            verdict += ", covered"
         table.add_row(
             ("> " if chosen else "  ") + row.name,
             f"{lat.enclave.ms:.2f}",

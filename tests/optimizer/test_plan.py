@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partopt.attackers.scoring import Score
-from partopt.optimizer.plan import Plan
+from partopt.optimizer.limits import Doubt
+from partopt.optimizer.plan import Halving, Plan
 from partopt.optimizer.rule import Evidence, judge
 
 NAMES = [f"c{i}" for i in range(8)]
@@ -87,3 +88,94 @@ def test_a_failure_ends_the_walk_without_a_safe_cut_before_it(fail):
         found[job] = Evidence(low, low is not None)
     safe = [v.safe for v in judge(NAMES, plan.panel, found, 0.2)]
     assert safe == [False] * (fail + 1) + [True] * (7 - fail)
+
+
+def halve(truth, could_win=lambda safe, i: True, full=(), pick=min):
+    """Follow a plan by halves; `truth` as in `walk`, `pick` chooses among safe cuts."""
+    halving = Halving(full=full, fastest=lambda safe: pick(safe) if safe else None)
+    plan = Plan(NAMES, RANKS, 0.2, could_win, halving=halving)
+    found, order = {}, []
+    while (job := plan.next(found)) is not None:
+        assert job not in found
+        low, high = truth[job]
+        found[job] = Evidence(Score(low, low, low, low, low, high, "corrected"), True)
+        order.append(job)
+    verdicts = judge(NAMES, plan.panel, found, 0.2, cover=plan.cover())
+    answers = [i for i, v in enumerate(verdicts) if v.safe and v.complete]
+    return pick(answers) if answers else None, found, order
+
+
+def test_by_halves_a_leak_settles_what_is_before_and_a_safe_cut_what_is_after():
+    decoder = [0.95, 0.9, 0.7, 0.5, 0.3, 0.12, 0.06, 0.02]
+    answer, _, order = halve(truth_of(FALLING, decoder))
+    assert order[:8] == [(i, "linear") for i in range(7, -1, -1)]
+    assert order[8:] == [(6, "decoder"), (5, "decoder"), (4, "decoder")]
+    assert answer == 5
+
+
+@given(scores, scores)
+def test_by_halves_falling_scores_give_the_answer_of_the_sweep(linear, decoder):
+    linear, decoder = sorted(linear, reverse=True), sorted(decoder, reverse=True)
+    decoder = [max(pair) for pair in zip(linear, decoder, strict=True)]
+    truth = truth_of(linear, decoder)
+    answer, _, order = halve(truth)
+    ours = [i for i in range(8) if max(truth[i, "linear"][1], truth[i, "decoder"][1]) < 0.2]
+    assert answer == (min(ours) if ours else None)
+    assert len([j for j in order if j[1] == "decoder"]) <= 4
+
+
+@given(scores, scores, st.sets(st.integers(0, 7)), st.sampled_from([min, max]))
+def test_by_halves_no_answer_is_made_up(linear, decoder, full, pick):
+    """Whatever the curves: what is measured at the answer, and at each cut that must be, holds."""
+    truth = truth_of(linear, decoder)
+    answer, found, _ = halve(truth, full=full, pick=pick)
+    if answer is None:
+        return
+    assert truth[answer, "decoder"][1] < 0.2
+    for i in range(answer, 8):
+        assert truth[i, "linear"][1] < 0.2
+        if i in full:
+            assert (i, "decoder") in found
+            assert truth[i, "decoder"][1] < 0.2
+
+
+def test_by_halves_the_answer_is_attacked_itself():
+    decoder = [v + 0.01 for v in FALLING]
+    answer, found, order = halve(truth_of(FALLING, decoder), pick=max)
+    assert answer == 7
+    assert order[-1] == (7, "decoder")
+    assert (7, "decoder") in found
+
+
+def test_by_halves_a_doubt_about_the_answer_moves_it_on():
+    truth = truth_of(FALLING, [v + 0.01 for v in FALLING])
+    halving = Halving(full=(), fastest=min)
+    plan = Plan(NAMES, RANKS, 0.2, lambda safe, i: True, first=(4, "decoder"), halving=halving)
+    found = {}
+    while (job := plan.next(found)) is not None:
+        low, high = truth[job]
+        found[job] = Evidence(Score(low, low, low, low, low, high, "corrected"), True)
+    assert [i for i, a in found if a == "decoder"] == [4], "it stands for all later ones"
+    job = plan.next(found, doubts={4: Doubt("it still learns")})
+    assert job is not None
+    assert job[0] > 4
+    assert job[1] == "decoder"
+
+
+def test_by_halves_cuts_of_unknown_places_are_attacked_themselves():
+    truth = truth_of(FALLING, [v + 0.01 for v in FALLING])
+    _, found, _ = halve(truth)
+    halving = Halving(full=(), fastest=min)
+    plan = Plan(NAMES, RANKS, 0.2, lambda safe, i: True, halving=halving)
+    unseen = next(i for i in (7, 6, 5) if (i, "decoder") not in found)
+    assert plan.next(found, unplaced={unseen}) == (unseen, "decoder")
+
+
+def test_by_halves_what_was_asked_for_comes_first():
+    halving = Halving(full=(), fastest=min)
+    plan = Plan(NAMES, RANKS, 0.2, lambda safe, i: True, first=(5, "decoder"), halving=halving)
+    found = {
+        (i, "linear"): Evidence(Score(v, v, v, v, v, v, "corrected"), True)
+        for i, v in enumerate(FALLING)
+    }
+    assert plan.next(found) == (5, "decoder")

@@ -2,7 +2,8 @@ import pytest
 
 from partopt.attackers.scoring import Score
 from partopt.config import Attack
-from partopt.optimizer.rule import Evidence, judge
+from partopt.optimizer.limits import Doubt
+from partopt.optimizer.rule import Cover, Evidence, judge
 
 NAMES = ["a", "b", "c", "d"]
 PANEL = ["linear", "decoder"]
@@ -93,3 +94,77 @@ def test_where_places_are_unknown_only_a_leak_is_proven():
     assert verdicts[2].unplaced == "scattered"
     leaking = evidence(a=(0, 0.1), b=(0, 0.1), c=(0.3, 0.4), d=(0, 0.1))
     assert judge(NAMES, PANEL, leaking, 0.2, unplaced={2: "scattered"})[2].status == "leaks"
+
+
+def covered(found, cuts=(1, 2, 3), **more):
+    more.setdefault("cover", Cover(cuts, ["linear"]))
+    return judge(NAMES, PANEL, found, 0.2, **more)
+
+
+def one_in_full(high=0.15):
+    found = evidence(a=(0.1, high), b=(0.05, 0.1), c=(0, 0.1), d=(0, 0.01))
+    for i in (1, 2, 3):
+        del found[i, "decoder"]
+    return found
+
+
+def test_a_cut_attacked_in_full_stands_for_later_ones():
+    verdicts = covered(one_in_full())
+    assert [v.status for v in verdicts] == ["safe"] * 4
+    assert [v.covered_by for v in verdicts] == ["", "a", "a", "a"]
+    assert [v.complete for v in verdicts] == [True, False, False, False]
+    assert [v.suffix_high for v in verdicts] == [0.15] * 4, "they may leak as much as it does"
+    assert verdicts[3].high == 0.01, "what was measured there"
+    assert "a, from which this is computed" in verdicts[1].reason
+
+
+def test_the_nearest_earlier_one_stands():
+    found = one_in_full(high=0.3)
+    assert [v.safe for v in covered(found)] == [False] * 4
+    found[1, "decoder"] = e(0.05, 0.12)
+    verdicts = covered(found)
+    assert [v.safe for v in verdicts] == [False, True, True, True]
+    assert [v.covered_by for v in verdicts] == ["", "", "b", "b"]
+
+
+def test_only_cuts_that_are_named_are_stood_for():
+    assert [v.status for v in covered(one_in_full(), cuts=(1, 3))] == [
+        "undecided",
+        "undecided",
+        "not attacked",
+        "safe",
+    ]
+
+
+@pytest.mark.parametrize("there", [None, Evidence(None, False), e(0.0, 0.05, complete=False)])
+def test_cheap_attackers_must_have_run_where_another_stands(there):
+    found = one_in_full()
+    del found[2, "linear"]
+    if there is not None:
+        found[2, "linear"] = there
+    assert [v.safe for v in covered(found)] == [False, False, False, True]
+
+
+def test_what_failed_or_leaks_where_another_stands_counts():
+    found = one_in_full()
+    found[2, "decoder"] = Evidence(None, False)
+    assert [v.safe for v in covered(found)] == [False, False, False, True]
+    found = one_in_full()
+    found[2, "linear"] = e(0.15, 0.25)
+    assert [v.safe for v in covered(found)] == [False, False, False, True]
+
+
+def test_nothing_stands_where_places_are_unknown():
+    verdicts = covered(one_in_full(), unplaced={2: "why"})
+    assert [v.safe for v in verdicts] == [False, False, False, True]
+
+
+def test_what_is_doubtful_where_a_cut_stands_is_doubtful_where_it_stands_for():
+    found = one_in_full()
+    verdicts = covered(found, doubts={0: Doubt("it still learns")})
+    assert [v.status for v in verdicts] == ["undecided"] * 4
+    assert "at a it still learns" in verdicts[3].reason
+    shown = Evidence(found[0, "decoder"].score, True, "decoder")
+    verdicts = covered(found | {(0, "decoder"): shown})
+    assert [v.status for v in verdicts] == ["undecided"] * 4
+    assert "decoder at a was still rising" in verdicts[3].reason

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from partopt.config import Attack, SplitConfig
+from partopt.config import Attack, Lead, SplitConfig
 from partopt.images.load import Split
 from partopt.models.load import LoadedModel
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.find import find
 from partopt.optimizer.limits import Held, Limits
 from partopt.optimizer.rule import Verdict
-from partopt.optimizer.sweep import Ahead, _ahead, _suspect, bound, may_leak
+from partopt.optimizer.sweep import _ahead, _suspect, bound, may_leak
 from partopt.preprocessing import Preprocessing
 
 
@@ -151,7 +151,7 @@ def test_how_far_the_panel_was_ahead_is_measured_not_guessed():
         panel = [swept(0.0, over=4, retrieved=2, largest=0.3), swept(0.0, over=2, retrieved=9)]
         return full, panel, swept(cheap, over=1, retrieved=3, largest=0.25)
 
-    assert _ahead([]) == Ahead()
+    assert _ahead([]) == lead()
     ahead = _ahead([pair(0.06, 0.08, 0.03), pair(0.0, 0.02, 0.001)])
     assert ahead.lead == pytest.approx(0.05)
     assert ahead.proportion == pytest.approx(8 / 3), "0.001 is below the width of the interval"
@@ -168,6 +168,10 @@ def swept(high, **seen):
     )
 
 
+def lead(**known):
+    return Lead(**{"lead": 0.0, "over": 0, "retrieved": 0, "largest": 0.0} | known)
+
+
 def held(threshold=0.5, **limits):
     return Held(limits=Limits(**limits), threshold=threshold, scale="corrected", images=24)
 
@@ -175,33 +179,32 @@ def held(threshold=0.5, **limits):
 @pytest.mark.parametrize(
     ("ahead", "limits", "suspect"),
     [
-        (Ahead(), {}, False),
-        (Ahead(largest=0.4), {}, True),
-        (Ahead(largest=0.4), {"copies": False}, False),
-        (Ahead(largest=None), {}, True),
-        (Ahead(), {"worst_share": 0.2}, False),
-        (Ahead(over=5), {"worst_share": 0.2}, True),
-        (Ahead(over=None), {"worst_share": 0.2}, True),
-        (Ahead(), {"worst_retrieval": 0.5}, False),
-        (Ahead(retrieved=9), {"worst_retrieval": 0.5}, True),
-        (Ahead(retrieved=None), {"worst_retrieval": 0.5}, True),
-        (Ahead(retrieved=None, over=None), {}, False),
+        (lead(), {}, False),
+        (lead(largest=0.4), {}, True),
+        (lead(largest=0.4), {"copies": False}, False),
+        (lead(largest=None), {}, True),
+        (lead(), {"worst_share": 0.2}, False),
+        (lead(over=5), {"worst_share": 0.2}, True),
+        (lead(over=None), {"worst_share": 0.2}, True),
+        (lead(), {"worst_retrieval": 0.5}, False),
+        (lead(retrieved=9), {"worst_retrieval": 0.5}, True),
+        (lead(retrieved=None), {"worst_retrieval": 0.5}, True),
+        (lead(retrieved=None, over=None), {}, False),
     ],
 )
 def test_a_swept_cut_is_held_against_what_is_allowed_of_single_images(ahead, limits, suspect):
     seen = [swept(0.1, over=0, retrieved=3, largest=0.55)]
-    assert _suspect(seen, held(**limits), ahead) is suspect
+    assert _suspect(seen, held(**limits), {"sketch": ahead}) is suspect
 
 
 def test_an_image_copied_at_a_swept_cut_makes_it_suspect():
-    assert _suspect([swept(0.1, over=1, retrieved=1, largest=0.95)], held(), Ahead())
-    assert _suspect([swept(0.1)], held(), Ahead()), "nobody looked at single images"
+    assert _suspect([swept(0.1, over=1, retrieved=1, largest=0.95)], held(), {"sketch": lead()})
+    assert _suspect([swept(0.1)], held(), {"sketch": lead()}), "nobody looked at single images"
 
 
 def stored_ones_are_not_believed(sweep):
     """Where a stored sweep comes too close to the threshold, or says nothing."""
-    name, sweep.lead = sweep.cuts[0].name, 0.05
-    sweep.proportion, sweep.lead_largest = 1.0, 0.0
+    name, sweep.sketch = sweep.cuts[0].name, lead(lead=0.05)
     for high, suspect in ((0.46, name), (0.44, None), (None, name)):
         sweep.cuts[0].attacks[0].high = high
         assert may_leak(sweep, held()) == suspect
