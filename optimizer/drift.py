@@ -123,7 +123,7 @@ def candidates(
 
 
 def leaks(rows: Sequence[CutRow], safe: Collection[str]) -> dict[str, float]:
-    """Upper end of the score, here and later, of the safe cuts by name: of those attacked in full."""
+    """Upper end of the score, here and later, of the safe cuts that were attacked in full."""
     return {
         row.name: math.inf if row.suffix_high is None else row.suffix_high
         for row in rows
