@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..attackers.scoring import score
-from ..errors import AttackError, ConfigError, UsageError
+from ..errors import AttackError, UsageError
 from .seeds import FEWEST, pooled
 
 TIMES = 10  # as many images as ours has an adversary of whom nothing else is known
@@ -136,32 +136,6 @@ class Extrapolation:
             f"{self.high:.2f} with {self.images}, which is not below {self.threshold:g}; a run "
             f"with {self.settles} images would settle it"
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, which `of_dict` reads back."""
-        return {**asdict(self), "points": [asdict(p) for p in self.points]}
-
-    @classmethod
-    def of_dict(cls, values: Any) -> Extrapolation:
-        """From plain values.
-
-        Raises:
-            ConfigError: They are not what `as_dict` gives, or the bound is below a point's.
-        """
-        try:
-            points = tuple(Point(**p) for p in values["points"])
-            found = cls(**{**values, "points": points})
-            numbers = [found.value, found.high, found.threshold, *(p.high for p in points)]
-            whole = bool(points) and all(math.isfinite(n) for n in numbers)
-            whole = whole and found.high >= max(p.high for p in points)
-        except (TypeError, ValueError, KeyError) as error:
-            raise ConfigError(f"the learning curve cannot be read: {error}") from error
-        if not whole:
-            raise ConfigError(
-                "the learning curve cannot be read: its bound is not finite, or below what was "
-                "measured"
-            )
-        return found
 
 
 def extrapolate(rungs: Sequence[Rung], floor: np.ndarray, terms: Terms) -> Extrapolation:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..attackers.intervals import clopper_pearson
 from ..attackers.scoring import corrected
-from ..errors import AttackError, ConfigError
+from ..errors import AttackError
 
 
 @dataclass(frozen=True)
@@ -38,37 +36,6 @@ class Share:
     def share(self) -> float:
         """Share of the test images, in [0, 1]."""
         return self.hits / self.images
-
-    def exceeds(self, worst: float) -> str:
-        """Why the share may be more than `worst`, in one sentence; empty where it is below."""
-        if self.high <= worst:
-            return ""
-        return (
-            f"{self.hits} of {self.images} test images reach {self.threshold:g} on their own (at "
-            f"most {self.high:.1%} of all images, {worst:.1%} allowed), the largest "
-            f"{self.largest:.2f}"
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, which `of_dict` reads back."""
-        return asdict(self)
-
-    @classmethod
-    def of_dict(cls, values: Any) -> Share:
-        """From plain values; bounds are computed anew from the counts.
-
-        Raises:
-            ConfigError: They are not what `as_dict` gives.
-        """
-        try:
-            hits, images = int(values["hits"]), int(values["images"])
-            low, high = clopper_pearson(hits, images)
-            threshold, largest = float(values["threshold"]), float(values["largest"])
-            if not (math.isfinite(threshold) and math.isfinite(largest)):
-                raise ValueError("a number is not finite")
-            return cls(hits, images, low, high, threshold, largest, int(values["index"]))
-        except (TypeError, ValueError, KeyError) as error:
-            raise ConfigError(f"the share of images cannot be read: {error}") from error
 
 
 def own_scores(per_image: np.ndarray, floor: np.ndarray, scale: str = "corrected") -> np.ndarray:
