@@ -32,7 +32,7 @@ from .clients import Session, Sizes
 from .computing import Computing
 from .fair import FairQueue
 from .listening import Listening, Welcome
-from .memory import give_back
+from .memory import let_go, trim
 from .opening import Weights
 from .quote import own_quote
 from .reports import Reports
@@ -182,7 +182,7 @@ class HeadWorker:
         idle = self._waiting.is_empty and self._tails.is_idle
         if self._used and idle:
             self._used = False
-            give_back()
+            trim()
         return self._reports.flush() and idle
 
     # ---- opening weights
@@ -218,6 +218,7 @@ def main(folder: Path) -> None:
     control = Control.dial()
     try:
         start = start_from(control.read())
+        let_go()
         torch.set_num_threads(start.threads)
         part = Part.read(folder)
         if start.batch > part.limits.batch:

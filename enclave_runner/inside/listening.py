@@ -25,6 +25,7 @@ from ..wire.messages import decode
 from ..wire.proofs import proven
 from ..wire.sealed import announced
 from ..wire.session import HELLO_BYTES, Accepting
+from . import clock
 from .clients import Session, Sizes
 from .fair import FairQueue
 from .outgoing import Outgoing, Owed
@@ -126,7 +127,7 @@ class Listening:
             self._agree(*self._made.popleft())
         while self._behind:
             self._follow(self._behind.popleft())
-        now = time.monotonic()
+        now = clock.now()
         if now - self._swept >= _PAUSE_S:
             self._swept = now
             for session in list(self._sessions.values()):
@@ -194,7 +195,7 @@ class Listening:
             self._wake()
 
         out = Outgoing(sock, self._owed, behind)
-        session = Session(sock, owner, out, since=time.monotonic(), begun=0.0)
+        session = Session(sock, owner, out, since=clock.now(), begun=0.0)
         self._sessions[sock.fileno()] = session
         self._selector.register(sock, selectors.EVENT_READ, session)
 
@@ -204,7 +205,7 @@ class Listening:
         del session.came[:HELLO_BYTES]
         if not self._welcome.clients and not self._given_a_place(session):
             return
-        session.accepting, session.begun = accepting, time.monotonic()
+        session.accepting, session.begun = accepting, clock.now()
         if self._welcome.quote is None:
             self._agree(session, b"")
         else:
@@ -219,14 +220,14 @@ class Listening:
             self._end(session, "quote-failed")
             return
         answer, agreed = session.accepting.answer(proof)
-        session.since, session.begun = time.monotonic(), 0.0
+        session.since, session.begun = clock.now(), 0.0
         session.agree(answer, agreed, self._welcome.sizes)
 
     def _given_a_place(self, session: Session) -> bool:
         """Make `session` a member, perhaps instead of another, or tell it that we are full."""
         members = self.members
         if len(members) >= self._welcome.bounds.clients:
-            now = time.monotonic()
+            now = clock.now()
             other = gives_way(members, session.owner, now, self._welcome.bounds.spare)
             if other is None:
                 self._end(session, "full")
@@ -288,7 +289,7 @@ class Listening:
             message = session.opener.take(session.came)
             if message is None:
                 break
-            session.since, session.begun = time.monotonic(), 0.0
+            session.since, session.begun = clock.now(), 0.0
             if session.member:
                 self._service.handle(session, message)
             else:
@@ -296,7 +297,7 @@ class Listening:
         if not session.came:
             session.begun = 0.0 if session.accepting is None else session.begun
         elif not session.begun:
-            session.begun = time.monotonic()
+            session.begun = clock.now()
 
     def _hold_incoming(self) -> None:
         """Give up the slowest, where too many bytes lie here of frames that are not whole."""

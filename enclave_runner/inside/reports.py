@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 
 from ..wire.messages import Control
+from . import clock
 
 _EVERY_S = 1.0
 
@@ -27,7 +27,7 @@ class Reports:
 
     def flush(self) -> bool:
         """Send the lines that are due; whether none is left."""
-        now = time.monotonic()
+        now = clock.now()
         with self._lock:
             due = [k for k in self._counts if now - self._last.get(k, -_EVERY_S) >= _EVERY_S]
             lines = [(k, self._counts.pop(k)) for k in due]
