@@ -16,6 +16,7 @@ from .fair import FairQueue
 from .memory import kept as kept_memory
 from .opening import Weights
 from .prices import Prices
+from .reports import text_of
 from .requests import Request, Run
 from .tails import Tails
 
@@ -113,4 +114,4 @@ class Computing:
         return None
 
     def _failed(self, error: Exception) -> None:
-        self._control.send(event="error", kind=type(error).__name__)
+        self._control.send(event="error", kind=type(error).__name__, text=text_of(error))

@@ -35,7 +35,7 @@ from .listening import Listening, Welcome
 from .memory import let_go, trim
 from .opening import Weights
 from .quote import own_quote
-from .reports import Reports
+from .reports import Reports, text_of
 from .requests import Request
 from .tails import Tails
 
@@ -174,8 +174,7 @@ class HeadWorker:
 
     def trouble(self, error: Exception) -> None:
         """See `listening.Service`."""
-        text = str(error)[:300] if isinstance(error, PartoptError) else ""
-        self._control.send(event="error", kind=type(error).__name__, text=text)
+        self._control.send(event="error", kind=type(error).__name__, text=text_of(error))
 
     def rest(self) -> bool:
         """See `listening.Service`. Gives memory back once nobody waits for anything."""

@@ -18,6 +18,7 @@ from ..wire.messages import TOKEN_BYTES, Control
 from ..wire.start import Start
 from ..wire.transport import End, Exchange
 from .clock import now
+from .reports import text_of
 from .requests import Run
 
 _AT_THE_DOOR, _TOKEN_S = 16, 10.0
@@ -98,7 +99,7 @@ class Tails:
             self._control.send(event="tail-lost")
 
     def _unknown(self, error: Exception) -> None:
-        self._control.send(event="error", kind=type(error).__name__)
+        self._control.send(event="error", kind=type(error).__name__, text=text_of(error))
 
     def _take_answers(self, link: End) -> None:
         """Until the tail is gone, breaks the protocol, or stays silent for too long."""

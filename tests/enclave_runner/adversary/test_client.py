@@ -441,18 +441,18 @@ def test_one_bad_picture_of_a_batch_costs_the_others_nothing(start_worker, made,
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "told"),
     [
-        (ImportError("No module named 'PIL.MpoImagePlugin'"), "internal"),
-        (PermissionError(13, "Permission denied"), "internal"),
-        (FileNotFoundError(2, "No such file"), "internal"),
-        (RuntimeError("x"), "internal"),
-        (MemoryError(), "too-large"),
-        (ServiceError("bad-image", "x"), "bad-image"),
+        (ImportError("x", name="PIL.MpoImagePlugin"), "internal", "import PIL.MpoImagePlugin"),
+        (PermissionError(13, "x", "/lib/of.so"), "internal", "Permission denied: /lib/of.so"),
+        (FileNotFoundError(2, "x", "/lib/of.so"), "internal", "No such file or directory: /lib"),
+        (RuntimeError("tensor([1, 2])"), "internal", ""),
+        (MemoryError(), "too-large", None),
+        (ServiceError("bad-image", "x"), "bad-image", None),
     ],
 )
 def test_what_the_worker_lacks_is_not_blamed_on_the_picture(
-    inside, made, photo, error, code, monkeypatch
+    inside, made, photo, error, code, told, monkeypatch
 ):
     def lacking(*_):
         raise error
@@ -469,6 +469,9 @@ def test_what_the_worker_lacks_is_not_blamed_on_the_picture(
             while ours not in [e.get("kind") for e in list(inside.lines.said)]:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
+            text = [e["text"] for e in inside.lines.said if e.get("kind") == ours][-1]
+            assert told in text
+            assert bool(text) == bool(told), "what a library says of an image stays inside"
         assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
 
 

@@ -10,7 +10,7 @@ from partopt.enclave_runner.inside.memory import kept, let_go, trim
 def held():
     return int(next(x for x in open("/proc/self/status") if x.startswith("VmRSS")).split()[1]) >> 10
 def pieces():
-    # Every other piece stays, as in a worker with many clients: nothing between them can be trimmed.
+    # Every other piece stays, as with many clients: nothing between them can be trimmed.
     found = [bytearray(b"x") * (1 << 20) for _ in range(64)]
     return found[::2]
 let_go()
