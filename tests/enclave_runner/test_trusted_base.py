@@ -53,6 +53,7 @@ TRUSTED = {
     "enclave_runner.wire.shm",
     "enclave_runner.wire.start",
     "enclave_runner.inside.tails",
+    "enclave_runner.inside.waking",
     "enclave_runner.wire.tcp",
     "enclave_runner.wire.transport",
 }

@@ -35,8 +35,7 @@ from partopt.enclave_runner.client_keys import make, read_clients, read_secret
 from partopt.enclave_runner.inside import quote as quoting
 from partopt.enclave_runner.inside.decoding import decoded
 from partopt.enclave_runner.inside.head import HeadWorker
-from partopt.enclave_runner.inside.listening import owner_of
-from partopt.enclave_runner.inside.places import gives_way, oldest_of_greediest
+from partopt.enclave_runner.inside.places import gives_way, oldest_of_greediest, owner_of
 from partopt.enclave_runner.inside.scans import effort_of
 from partopt.enclave_runner.inside.tails import knocking
 from partopt.enclave_runner.orchestrator import ServeOptions
@@ -324,7 +323,7 @@ def test_all_of_several_clients_get_their_quote():
     for thread in threads:
         thread.join(20)
     assert codes == ["1"] * 12
-    assert echo.listening._quotes._owners == {}, "nothing is kept of a quote that was made"
+    assert echo.listening._quotes._waiting._owners == {}, "nothing is kept of a quote that was made"
 
 
 def test_a_storm_for_quotes_is_bounded_and_others_wait_their_turn():
