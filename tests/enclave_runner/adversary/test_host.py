@@ -281,15 +281,14 @@ def test_a_host_that_stops_the_head_for_a_second_makes_nobody_pay_for_it(made, p
         asking = Asking(service.client, photo, 16)
         time.sleep(1.5)
         usual = max(asking.longest)
-        for _ in range(2):
-            os.kill(service.pids["head"], signal.SIGSTOP)
-            time.sleep(1.0)
-            os.kill(service.pids["head"], signal.SIGCONT)
-            before = asking.right
-            time.sleep(1.0)
+        os.kill(service.pids["head"], signal.SIGSTOP)
+        time.sleep(1.0)
+        os.kill(service.pids["head"], signal.SIGCONT)
+        before = asking.right
+        time.sleep(5.0 + usual)
         asking.end()
     assert asking.right > before + 16, "all of them went on"
-    assert max(asking.longest) < 1.0 + 2 * usual + 2.0, sorted(asking.longest)
+    assert max(asking.longest) < 1.0 + 2 * usual + 1.5, sorted(asking.longest)
 
 
 @pytest.mark.parametrize("where", ["decoding", "the network"])
@@ -314,9 +313,9 @@ def test_a_pause_where_every_clock_is_the_hosts(start_inside, photo, monkeypatch
         monkeypatch.setattr(weights, "program", pausing(weights.program))
     asking = Asking(worker.client, photo, 8)
     assert until(lambda: asking.right > paused, 30)
-    time.sleep(1.5)
+    time.sleep(4.0)
     asking.end()
-    assert 1.0 < max(asking.longest) < 2.5, sorted(asking.longest)
+    assert 1.0 < max(asking.longest) < 3.0, sorted(asking.longest)
 
 
 def resident(pid: int) -> int:
