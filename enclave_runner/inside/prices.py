@@ -77,10 +77,12 @@ class Prices:
         return median_low([tried, *self._passes])
 
     def of_picture(self, image: bytes, seconds: float) -> float:
-        """The charge for preparing `image`, which took `seconds`."""
+        """The charge for preparing `image`, which took `seconds`, and for looking at it here."""
         if seconds <= _ANY * self._small:
             return max(seconds, 0.0)
-        return min(seconds, self.most(image))
+        begun = self.clock()
+        most = self.most(image)
+        return min(seconds + max(self.clock() - begun, 0.0), most)
 
     def most(self, image: bytes) -> float:
         """Seconds that preparing `image` can cost."""

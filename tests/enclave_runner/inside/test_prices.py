@@ -9,6 +9,7 @@ import time
 import pytest
 from PIL import Image, ImageFile
 
+from partopt.enclave_runner.inside import scans
 from partopt.enclave_runner.inside.decoding import decoded
 from partopt.enclave_runner.inside.prices import Prices
 from partopt.enclave_runner.program.parts import Limits
@@ -59,8 +60,24 @@ def test_what_a_picture_may_cost_is_more_than_it_costs(prices, monkeypatch):
 def test_what_was_measured_is_charged(prices):
     data = kinds(600)["600 noise JPEG RGB"]
     usual = prices.most(data) / 4
-    assert prices.of_picture(data, usual) == usual
+    assert usual <= prices.of_picture(data, usual) < 2 * usual
     assert prices.of_picture(data, 1e-5) == 1e-5
+
+
+def test_looking_at_a_picture_is_charged_too(prices, monkeypatch):
+    """Its header may be what is dear."""
+    data = kinds(600)["600 noise JPEG RGB"]
+    real = scans.effort_of
+
+    def slowly(image):
+        end = time.thread_time() + usual
+        while time.thread_time() < end:
+            pass
+        return real(image)
+
+    usual = prices.most(data) / 4
+    monkeypatch.setattr("partopt.enclave_runner.inside.prices.effort_of", slowly)
+    assert prices.of_picture(data, usual) >= 2 * usual
 
 
 def test_a_pause_is_not_charged(prices):
