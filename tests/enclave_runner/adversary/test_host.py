@@ -204,7 +204,8 @@ def test_killed_while_it_starts_and_nothing_is_left(made, spawn):
     assert found
     assert not any(Path(f"/proc/{pid}").exists() for pid in found)
     identity = Part.read(made.folder / "head").weights_sha256[:16]
-    areas.Place(areas.shm_folder(identity), "f" * 16).leave()
+    for folder in (areas.shm_folder(identity), areas.drop_folder(identity)):
+        areas.Place(folder, "f" * 16).leave()
     assert made.left_over() == []
 
 
