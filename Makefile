@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 # Least percent of lines that `make coverage` wants run, and by which tests.
 FLOOR ?= 70
 COVERED ?= tests
-.PHONY: help find test test-slow test-minimum coverage mutants lint docs bench clean
+.PHONY: help find test test-slow test-gramine test-minimum coverage mutants lint docs bench clean
 
 help: ## lists these
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -27,6 +27,12 @@ test: $(STAMP) ## sets up .venv; the test suite
 
 test-slow: $(STAMP) ## tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# Head workers under gramine-direct, which has to be on PATH; ARGS='-m slow' for the minutes-long ones.
+test-gramine: $(STAMP) ## the tests of services with head workers under gramine-direct
+	PARTOPT_TEST_ENCLAVE=gramine-direct OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 3600 $(ARGS) \
+	    tests/enclave_runner/test_gramine.py tests/enclave_runner/test_service.py \
+	    tests/enclave_runner/adversary
 
 # uv takes the least version of each, and PyTorch for the CPU.
 test-minimum: ## the suite with the least versions that pyproject.toml declares, in .cache/minimum

@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -204,7 +205,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Classify images with a bundle, its head in the enclave."""
-    from ..enclave_runner.asking import ask_all
+    from ..enclave_runner.asking import Asking
     from ..enclave_runner.attestation import claimed
     from ..enclave_runner.bundles.bundle import labels_of, read_bundle
     from ..enclave_runner.client import Answer
@@ -220,8 +221,8 @@ def run(
     rows: list[dict[str, Any]] = []
     failed: list[tuple[Path, PartoptError]] = []
 
-    def classify(client: Client, window: int) -> None:
-        for path, answer in ask_all(client, inputs, _image, window):
+    def classify(asking: Asking, window: int) -> None:
+        for path, answer in asking.all(inputs, _image, window):
             if isinstance(answer, Answer):
                 rows.append({"input": str(path), "classes": best(answer, labels, top)})
                 rows[-1]["answer"] = answer
@@ -230,9 +231,10 @@ def run(
 
     with _until_terminated(_TERMINATED):
         if connect is not None:
-            with _client(bundle, connect, insecure, client_key, accept_tcb) as client:
-                backend = claimed(client.hello.backend, proven=not insecure)
-                classify(client, ServeOptions.queue)
+            there = partial(_client, bundle, connect, insecure, client_key, accept_tcb)
+            with Asking(there) as asking:
+                backend = claimed(asking.client.hello.backend, proven=not insecure)
+                classify(asking, ServeOptions.queue)
         else:
             options = _options(
                 enclave=enclave,
@@ -245,8 +247,8 @@ def run(
             )
             with _service(bundle, options, _key(bundle, key), insecure) as service:
                 backend = claimed(service.backend, proven=not insecure)
-                with service.client() as client:
-                    classify(client, options.queue)
+                with Asking(service.client) as asking:
+                    classify(asking, options.queue)
     if as_json:
         written(json.dumps(as_dict(backend, rows, failed), indent=2) + "\n")
     else:

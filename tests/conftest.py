@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does, before torch is there
@@ -15,6 +16,8 @@ from partopt.images.dead_leaves import dead_leaves
 from partopt.models.load import LoadedModel
 from partopt.preprocessing import Preprocessing
 
+# What tests of services run head workers in: native, or gramine-direct (`make test-gramine`).
+ENCLAVE = os.environ.get("PARTOPT_TEST_ENCLAVE", "native")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -36,6 +39,16 @@ def shared() -> Path:
     if not (SHARED / "weights" / "mobilenet_v2.pth").is_file():
         pytest.skip(f"no photos and weights in {SHARED.name}/ beside the project")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def enclave() -> str:
+    """What head workers run in."""
+    if ENCLAVE not in ("native", "gramine-direct"):
+        raise pytest.UsageError(f"PARTOPT_TEST_ENCLAVE is {ENCLAVE!r}; use native, gramine-direct")
+    if ENCLAVE != "native" and shutil.which(ENCLAVE) is None:
+        pytest.skip(f"PARTOPT_TEST_ENCLAVE is {ENCLAVE}, which is not on PATH")
+    return ENCLAVE
 
 
 @pytest.fixture(scope="session")

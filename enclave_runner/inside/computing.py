@@ -10,9 +10,13 @@ from ...errors import ServiceError
 from ..program.parts import Part
 from ..wire.messages import Control
 from ..wire.start import Start
+from .clock import now
 from .decoding import decoded
 from .fair import FairQueue
+from .memory import kept as kept_memory
 from .opening import Weights
+from .prices import Prices
+from .reports import text_of
 from .requests import Request, Run
 from .tails import Tails
 
@@ -39,6 +43,9 @@ class Computing:
     ) -> None:
         self._part, self._start, self._weights = part, start, weights
         self._tails, self._waiting, self._control = tails, waiting, control
+        assert part.preprocessing is not None
+        self._preprocessing = part.preprocessing
+        self._prices = Prices(part.preprocessing, part.limits)
 
     def run(self) -> None:
         """Take requests, up to a batch of those that wait, when there is room for a run."""
@@ -63,16 +70,18 @@ class Computing:
         run, begun = Run(kept), time.perf_counter()
         try:
             assert self._weights.program is not None
-            tensors = self._weights.program(torch.cat(images))
+            with kept_memory():
+                tensors = self._weights.program(torch.cat(images))
         except Exception as error:  # nothing of an image may stop the worker
             self._tails.give_back()
             self._failed(error)
             run.refuse("internal", f"the head failed ({type(error).__name__})")
             return
+        took = max(time.perf_counter() - begun, 0.0)
         for request in kept:
-            request.times["head"] = time.perf_counter() - begun
-            share = (time.perf_counter() - begun) / len(kept)
-            self._waiting.charge(request.session, share)
+            request.times["head"] = took
+            charge = self._prices.of_pass(took / len(kept), self._weights.pass_s)
+            self._waiting.charge(request.session, charge)
         try:
             self._tails.hand_over(run, tensors)
         except Exception as error:
@@ -80,17 +89,16 @@ class Computing:
 
     def _prepared(self, request: Request) -> torch.Tensor | None:
         """The request's image as the network's input; None if there is nothing to compute."""
-        begun = time.perf_counter()
-        request.times["queue"] = begun - request.since
+        request.times["queue"] = now() - request.since
         if request.session.gone:
             request.refuse("late", "the client left")
             return None
         if request.times["queue"] > self._start.timeout:
             request.refuse("late", "the request waited for too long; ask again later")
             return None
-        assert self._part.preprocessing is not None
+        image, begun, worked = request.image, time.perf_counter(), self._prices.clock()
         try:
-            return decoded(request.image, self._part.preprocessing, self._part.limits)
+            return decoded(image, self._preprocessing, self._part.limits)
         except ServiceError as error:
             request.refuse(error.code, str(error))
         except MemoryError:
@@ -100,9 +108,10 @@ class Computing:
             request.refuse("internal", f"the head worker failed ({type(error).__name__})")
         finally:
             request.image = b""
-            request.times["preprocess"] = time.perf_counter() - begun
-            self._waiting.charge(request.session, request.times["preprocess"])
+            request.times["preprocess"] = max(time.perf_counter() - begun, 0.0)
+            worked = self._prices.clock() - worked
+            self._waiting.charge(request.session, self._prices.of_picture(image, worked))
         return None
 
     def _failed(self, error: Exception) -> None:
-        self._control.send(event="error", kind=type(error).__name__)
+        self._control.send(event="error", kind=type(error).__name__, text=text_of(error))

@@ -19,14 +19,12 @@ from ...pixels import read
 from ...preprocessing import Preprocessing
 from ..program.parts import Limits
 from ..wire.accepted import FORMATS
-from .memory import give_back
-from .scans import check_scans
+from .scans import effort_of
 
 # Imported before the first image: an enclave may only open what was seen to be opened. MPO and TIFF
 # are what Pillow needs for a JPEG of several pictures, and for EXIF.
 _DECODERS = (BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)
 _ON_DEMAND = (MpoImagePlugin, TiffImagePlugin)
-_LARGE = 2_000_000  # pixels from which on memory is given back
 
 
 def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch.Tensor:
@@ -37,9 +35,8 @@ def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch
         OSError, ImportError: The worker lacks a file; that is no fault of the image.
     """
     try:
-        check_scans(image)
+        effort_of(image)
         pixels = read(io.BytesIO(image), limits.image_pixels, FORMATS)
-        large = pixels.shape[0] * pixels.shape[1] > _LARGE
         unit = preprocessing.fit(pixels)
     except PictureError as error:
         if error.code == "too-large":
@@ -47,7 +44,4 @@ def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch
         raise ServiceError(
             "bad-image", f"the bytes are no usable JPEG, PNG, WebP or BMP ({error})"
         ) from None
-    if large:
-        del pixels
-        give_back()
     return preprocessing.normalise(torch.from_numpy(unit.copy())[None].float() / 255)

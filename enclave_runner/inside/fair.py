@@ -99,7 +99,9 @@ class FairQueue(Generic[T]):
     def take(self, timeout: float | None = None) -> T | None:
         """The next request, or None after `timeout` seconds."""
         with self._some:
-            if not self._some.wait_for(lambda: self._count > 0, timeout):
+            if not self._count and (
+                timeout == 0 or not self._some.wait_for(lambda: self._count > 0, timeout)
+            ):
                 return None
             owner = min((o for o in self._owners.values() if o.count), key=lambda o: o.used)
             line = min((x for x in owner.lines.values() if x.waiting), key=lambda x: x.used)

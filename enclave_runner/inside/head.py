@@ -32,10 +32,10 @@ from .clients import Session, Sizes
 from .computing import Computing
 from .fair import FairQueue
 from .listening import Listening, Welcome
-from .memory import give_back
+from .memory import let_go, trim
 from .opening import Weights
 from .quote import own_quote
-from .reports import Reports
+from .reports import Reports, text_of
 from .requests import Request
 from .tails import Tails
 
@@ -174,15 +174,14 @@ class HeadWorker:
 
     def trouble(self, error: Exception) -> None:
         """See `listening.Service`."""
-        text = str(error)[:300] if isinstance(error, PartoptError) else ""
-        self._control.send(event="error", kind=type(error).__name__, text=text)
+        self._control.send(event="error", kind=type(error).__name__, text=text_of(error))
 
     def rest(self) -> bool:
         """See `listening.Service`. Gives memory back once nobody waits for anything."""
         idle = self._waiting.is_empty and self._tails.is_idle
         if self._used and idle:
             self._used = False
-            give_back()
+            trim()
         return self._reports.flush() and idle
 
     # ---- opening weights
@@ -218,6 +217,7 @@ def main(folder: Path) -> None:
     control = Control.dial()
     try:
         start = start_from(control.read())
+        let_go()
         torch.set_num_threads(start.threads)
         part = Part.read(folder)
         if start.batch > part.limits.batch:

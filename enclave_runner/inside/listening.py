@@ -9,10 +9,8 @@ No thread is started for a client, so none can fail to start.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import selectors
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,10 +23,12 @@ from ..wire.messages import decode
 from ..wire.proofs import proven
 from ..wire.sealed import announced
 from ..wire.session import HELLO_BYTES, Accepting
+from . import clock
 from .clients import Session, Sizes
-from .fair import FairQueue
 from .outgoing import Outgoing, Owed
-from .places import gives_way, oldest_of_greediest
+from .places import gives_way, oldest_of_greediest, owner_of
+from .quote import Quotes
+from .waking import Waking
 
 _CHUNK = 1 << 16
 _PAUSE_S = 0.2
@@ -91,16 +91,13 @@ class Listening:
         self._door, self._welcome, self._service = door, welcome, service
         self._sessions: dict[int, Session] = {}
         self._owed = Owed(welcome.owed)
-        self._quotes: FairQueue[Session] = FairQueue(1 << 16, 1 << 30)
-        self._made: deque[tuple[Session, bytes | None]] = deque()
+        self._waking = Waking()
+        self._quotes = Quotes(welcome.quote, service.trouble, self._waking.wake)
         self._behind: deque[Session] = deque()
-        self._ours, self._theirs = socket.socketpair()
         self._selector = selectors.DefaultSelector()
-        for sock in (door, self._ours, self._theirs):
-            sock.setblocking(False)
+        door.setblocking(False)
         self._selector.register(door, selectors.EVENT_READ, self._newcomers)
-        self._selector.register(self._ours, selectors.EVENT_READ, self._woken)
-        self._thread = 0
+        self._selector.register(self._waking.sock, selectors.EVENT_READ, self._waking.woken)
         self._swept, self._resting = 0.0, False
 
     @property
@@ -110,7 +107,7 @@ class Listening:
 
     def run(self) -> None:
         """Serve for ever."""
-        self._thread = threading.get_ident()
+        self._waking.mine()
         while True:
             self.turn()
 
@@ -122,11 +119,11 @@ class Listening:
                 key.data()
             elif not key.data.gone:
                 self._serve(key.data, events)
-        while self._made:
-            self._agree(*self._made.popleft())
+        for session, proof in self._quotes.made():
+            self._agree(session, proof)
         while self._behind:
             self._follow(self._behind.popleft())
-        now = time.monotonic()
+        now = clock.now()
         if now - self._swept >= _PAUSE_S:
             self._swept = now
             for session in list(self._sessions.values()):
@@ -136,31 +133,8 @@ class Listening:
             self._resting = False
 
     def make_quotes(self) -> None:
-        """Make quotes for ever, one after the other, owners in turn. In a thread of its own."""
-        while True:
-            session = self._quotes.take()
-            if session is None or session.accepting is None or session.gone:
-                continue
-            proof: bytes | None = None
-            try:
-                assert self._welcome.quote is not None
-                proof = self._welcome.quote(session.accepting.report_data)
-            except (PartoptError, OSError) as error:
-                self._service.trouble(error)
-            self._made.append((session, proof))
-            self._wake()
-
-    # ---- waking the thread
-
-    def _wake(self) -> None:
-        if threading.get_ident() != self._thread:
-            with contextlib.suppress(OSError):  # a full pipe wakes too
-                self._theirs.send(b"!")
-
-    def _woken(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self._ours.recv(4096):
-                pass
+        """Make quotes for ever. In a thread of its own."""
+        self._quotes.run()
 
     # ---- coming
 
@@ -191,10 +165,10 @@ class Listening:
 
         def behind() -> None:
             self._behind.append(session)
-            self._wake()
+            self._waking.wake()
 
         out = Outgoing(sock, self._owed, behind)
-        session = Session(sock, owner, out, since=time.monotonic(), begun=0.0)
+        session = Session(sock, owner, out, since=clock.now(), begun=0.0)
         self._sessions[sock.fileno()] = session
         self._selector.register(sock, selectors.EVENT_READ, session)
 
@@ -204,29 +178,29 @@ class Listening:
         del session.came[:HELLO_BYTES]
         if not self._welcome.clients and not self._given_a_place(session):
             return
-        session.accepting, session.begun = accepting, time.monotonic()
+        session.accepting, session.begun = accepting, clock.now()
         if self._welcome.quote is None:
             self._agree(session, b"")
         else:
-            self._quotes.put(session)
+            self._quotes.ask(session)
 
     def _agree(self, session: Session, proof: bytes | None) -> None:
         """Answer a handshake with its quote; None: it could not be made."""
-        self._quotes.leave(session)
+        self._quotes.forget(session)
         if session.gone or session.accepting is None:
             return
         if proof is None:
             self._end(session, "quote-failed")
             return
         answer, agreed = session.accepting.answer(proof)
-        session.since, session.begun = time.monotonic(), 0.0
+        session.since, session.begun = clock.now(), 0.0
         session.agree(answer, agreed, self._welcome.sizes)
 
     def _given_a_place(self, session: Session) -> bool:
         """Make `session` a member, perhaps instead of another, or tell it that we are full."""
         members = self.members
         if len(members) >= self._welcome.bounds.clients:
-            now = time.monotonic()
+            now = clock.now()
             other = gives_way(members, session.owner, now, self._welcome.bounds.spare)
             if other is None:
                 self._end(session, "full")
@@ -288,7 +262,7 @@ class Listening:
             message = session.opener.take(session.came)
             if message is None:
                 break
-            session.since, session.begun = time.monotonic(), 0.0
+            session.since, session.begun = clock.now(), 0.0
             if session.member:
                 self._service.handle(session, message)
             else:
@@ -296,7 +270,7 @@ class Listening:
         if not session.came:
             session.begun = 0.0 if session.accepting is None else session.begun
         elif not session.begun:
-            session.begun = time.monotonic()
+            session.begun = clock.now()
 
     def _hold_incoming(self) -> None:
         """Give up the slowest, where too many bytes lie here of frames that are not whole."""
@@ -350,16 +324,6 @@ class Listening:
             self._selector.unregister(session.sock)
         self._sessions.pop(session.sock.fileno(), None)
         session.end(code)
-        self._quotes.leave(session)
+        self._quotes.forget(session)
         if session.member:
             self._service.left(session)
-
-
-def owner_of(address: str) -> str:
-    """Whose an address is: an IPv6 network of 64 bits is one owner's."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.ip_network((found, 64), strict=False))
-    return str(found)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 
 from ..wire.sealed import Sealer
+from . import clock
 
 _EACH = 256  # bytes that a message takes beyond its own
 
@@ -68,7 +68,7 @@ class Outgoing:
                 return
             data = sealer.seal(message) if sealer is not None else message
             if not self._left:
-                self._since = time.monotonic()
+                self._since = clock.now()
             self._left.append(memoryview(data))
             self._held += len(data) + _EACH
             self._send()
@@ -123,7 +123,7 @@ class Outgoing:
             except OSError:  # what was sent of the frame is not known: nothing may follow
                 self._forget()
                 return
-            self._since = time.monotonic()
+            self._since = clock.now()
             self._held -= count
             self._left[0] = self._left[0][count:]
             if not self._left[0]:

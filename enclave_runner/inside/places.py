@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 from collections.abc import Collection
 from typing import Protocol, TypeVar
@@ -52,3 +53,13 @@ def oldest_of_greediest(seats: Collection[S]) -> S:
     """Of the owner that holds the most of `seats`, the one that was silent for longest."""
     held = Counter(seat.owner for seat in seats)
     return min(seats, key=lambda s: (-held[s.owner], s.since))
+
+
+def owner_of(address: str) -> str:
+    """Whose an address is: an IPv6 network of 64 bits is one owner's."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        return str(ipaddress.ip_network((found, 64), strict=False))
+    return str(found)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .clients import Session
+from .clock import now
 
 
 @dataclass(eq=False)
@@ -20,7 +20,7 @@ class Request:
     id: int
     image: bytes
     times: dict[str, float] = field(default_factory=dict)
-    since: float = field(default_factory=time.perf_counter)
+    since: float = field(default_factory=now)
 
     def __post_init__(self) -> None:
         self.session.count(1)
@@ -33,7 +33,7 @@ class Request:
     def answer(self, body: bytes) -> None:
         """Send the answer's tensors, one behind the other."""
         self.session.answer({"id": self.id, "times": self.times}, body)
-        self.session.since = time.monotonic()
+        self.session.since = now()
         self.session.count(-1, 1)
 
     def refuse(self, code: str, text: str) -> None:

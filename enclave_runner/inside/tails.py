@@ -7,7 +7,6 @@ import hmac
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -18,6 +17,8 @@ from ..wire.frames import BOUNDARY, FAILURE, Header
 from ..wire.messages import TOKEN_BYTES, Control
 from ..wire.start import Start
 from ..wire.transport import End, Exchange
+from .clock import now
+from .reports import text_of
 from .requests import Run
 
 _AT_THE_DOOR, _TOKEN_S = 16, 10.0
@@ -59,7 +60,7 @@ class Tails:
             link = self._link
             self._count += 1
             number = self._count
-            run.handed_over = time.perf_counter()
+            run.handed_over = now()
             self._flying[number] = run
         try:
             if link is None:
@@ -98,7 +99,7 @@ class Tails:
             self._control.send(event="tail-lost")
 
     def _unknown(self, error: Exception) -> None:
-        self._control.send(event="error", kind=type(error).__name__)
+        self._control.send(event="error", kind=type(error).__name__, text=text_of(error))
 
     def _take_answers(self, link: End) -> None:
         """Until the tail is gone, breaks the protocol, or stays silent for too long."""
@@ -117,10 +118,10 @@ class Tails:
     def _overdue(self) -> bool:
         with self._guard:
             first = next(iter(self._flying.values()), None)
-        return first is not None and time.perf_counter() - first.handed_over > self._start.timeout
+        return first is not None and now() - first.handed_over > self._start.timeout
 
     def _deliver(self, header: Header, tensors: list[torch.Tensor]) -> None:
-        came = time.perf_counter()
+        came = now()
         with self._guard:
             run = self._flying.get(header.request)
             if run is None or len(run.requests) != header.batch:
@@ -134,8 +135,8 @@ class Tails:
         tail = min(header.compute_ns / 1e9, away)
         for i, request in enumerate(run.requests):
             request.times |= {"hand-off": away - tail, "tail": tail}
-            request.times["return"] = time.perf_counter() - came
-            request.times["inside"] = time.perf_counter() - request.since
+            request.times["return"] = now() - came
+            request.times["inside"] = now() - request.since
             request.answer(_row(tensors, i, header.batch))
 
     def _fail(self, number: int, code: str, text: str) -> None:
@@ -185,7 +186,7 @@ def knocking(
             return True
         if more == b"":
             hang_up(sock, FrameError("truncated", "a tail said half of its token"))
-        elif time.monotonic() - since > _TOKEN_S:
+        elif now() - since > _TOKEN_S:
             hang_up(sock, TimeoutError("a tail said no token"))
         return False
 
@@ -205,7 +206,7 @@ def knocking(
                     sock.setblocking(False)
                     if len(waiting) >= _AT_THE_DOOR:
                         hang_up(next(iter(waiting)), TimeoutError("too many at the tail's door"))
-                    waiting[sock] = bytearray(), time.monotonic()
+                    waiting[sock] = bytearray(), now()
     finally:
         for sock in waiting:
             sock.close()

@@ -15,6 +15,8 @@ MAX_CLIENTS = 32
 BYTES_PER_PIXEL = 32
 # What a JPEG may make a decoder go over its pixels; encoders write about ten scans.
 MAX_SCANS, MAX_SEGMENTS = 32, 4096
+# Likewise a PNG: pieces that are inflated beside its pixels, to a megabyte each, and pieces at all.
+MAX_NOTES, MAX_CHUNKS = 32, 1 << 16
 
 # Why no answer is given, in words of the client's own: those of a stranger are not repeated.
 REFUSALS = {

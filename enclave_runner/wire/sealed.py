@@ -97,7 +97,7 @@ class Opener:
         except InvalidTag:
             raise FrameError("forged", "a frame does not decrypt under the session's key") from None
         self._received += 1
-        self.decrypt_s = time.perf_counter() - begun
+        self.decrypt_s = max(time.perf_counter() - begun, 0.0)
         del came[:end]
         return message
 

@@ -157,15 +157,19 @@ class End(ABC):
         while True:
             if ready():
                 return True
-            if time.perf_counter() - start > self.spin:
+            if not 0 <= time.perf_counter() - start <= self.spin:
                 break
-        end = None if timeout is None else start + timeout
+        left = timeout
         while not ready():
-            left = None if end is None else end - time.perf_counter()
             if left is not None and left <= 0:
                 return False
-            if self._rung(left) == 0 and not ready():
+            rung = self._rung(left)
+            if rung == 0 and not ready():
                 raise lost(self.peer)
+            if (
+                timeout is not None and left is not None
+            ):  # a clock that is set back, as a host can, gives no more time
+                left = 0.0 if rung < 0 else min(left, start + timeout - time.perf_counter())
         return True
 
     def _rung(self, timeout: float | None) -> int:

@@ -79,12 +79,16 @@ SMALL = Budget("quick", "screening", Split(24, 8, 8), 32, 4, {"linear": {"max_ce
 
 @dataclass(frozen=True)
 class Made:
-    """A bundle, its key, the split config it was made of, and the unsplit model."""
+    """A bundle, its key, the split config it was made of, and the unsplit model.
+
+    ``enclave`` is what its head worker runs in where a test does not say so.
+    """
 
     folder: Path
     key: bytes
     split: Path
     loaded: LoadedModel
+    enclave: str
 
     def copy(self, to: Path) -> Path:
         return Path(shutil.copytree(self.folder, to))
@@ -108,7 +112,7 @@ class Made:
         )
 
     def service(self, **options) -> Service:
-        options = {"enclave": "native", **options}
+        options = {"enclave": self.enclave, **options}
         return Service(self.folder, ServeOptions(**options), key=self.key, insecure=True)
 
     def on_the_host(self) -> list[Path]:
@@ -166,14 +170,14 @@ def nets(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def made(nets) -> Made:
+def made(nets, enclave) -> Made:
     split, loaded = split_config(nets, "runnets:Net", "mid.2")
     done = export(
         Source(split=split, accept_screening=True, trust_model=True),
         nets / "bundle",
         build=Build(batch=4),
     )
-    return Made(done.folder, read_key(done.key), split, loaded)
+    return Made(done.folder, read_key(done.key), split, loaded, enclave)
 
 
 @pytest.fixture
@@ -211,7 +215,7 @@ def serving(made, spawn):
             "serve",
             str(made.folder),
             "--enclave",
-            "native",
+            made.enclave,
             "--listen",
             "127.0.0.1:0",
             "--insecure-no-attestation",

@@ -1,4 +1,4 @@
-"""Both workers for real, natively: answers, refusals, deaths, and what crosses in the clear."""
+"""Both workers for real: answers, refusals, deaths, and what crosses in the clear."""
 
 import contextlib
 import json
@@ -89,7 +89,7 @@ def test_a_full_queue_answers_busy(made, photo):
 
 
 def test_sealed_weights_wait_for_their_key(made, photo):
-    options = ServeOptions(enclave="native")
+    options = ServeOptions(enclave=made.enclave)
     with Service(made.folder, options, key=None, insecure=True) as service:
         with service.client() as client:
             for wrong in (new_key(), b"short", b""):
@@ -105,7 +105,7 @@ def test_sealed_weights_wait_for_their_key(made, photo):
 
 def test_without_attestation_nothing_runs_unless_asked(made):
     with pytest.raises(UsageError, match="--insecure-no-attestation"):
-        Service(made.folder, ServeOptions(enclave="native"), key=made.key)
+        Service(made.folder, ServeOptions(enclave=made.enclave), key=made.key)
 
 
 def test_a_client_refuses_a_head_that_proves_nothing(made, service):
@@ -183,7 +183,7 @@ def test_a_worker_that_dies_again_and_again_is_given_up(made):
 @pytest.fixture
 def head_alone(made):
     """A head worker that waits for the tail of another service, over the door itself."""
-    options = ServeOptions(enclave="native", transport="tcp")
+    options = ServeOptions(enclave=made.enclave, transport="tcp")
     with Service(made.folder, options, key=made.key, insecure=True, with_tail=False) as service:
         yield service
 
@@ -324,7 +324,7 @@ def answered(client: Client, photo: bytes, seconds: float = 60.0) -> torch.Tenso
 @pytest.mark.slow
 def test_a_tail_of_another_service(made, photo, spawn):
     """Two services, as with the two systemd units; a worker that hangs is replaced."""
-    options = ServeOptions(enclave="native", timeout=4.0)
+    options = ServeOptions(enclave=made.enclave, timeout=4.0)
     with Service(made.folder, options, key=made.key, insecure=True, with_tail=False) as service:
         with service.client() as client:
             with pytest.raises(ServiceError, match="no tail worker"):
@@ -350,7 +350,7 @@ def test_a_tail_of_another_service(made, photo, spawn):
 
 @pytest.mark.parametrize("transport", ["shm", "tcp", "file"])
 def test_nothing_but_the_boundary_leaves_in_the_clear(made, photo, transport, crossing):
-    crossing.check(made, photo, crossing.record(made, photo, transport, "native"))
+    crossing.check(made, photo, crossing.record(made, photo, transport, made.enclave))
 
 
 def workers_of(pid: int) -> list[int]:

@@ -14,6 +14,8 @@ import partopt
 ROOT = Path(partopt.__file__).resolve().parent
 # All of partopt that runs in the enclave. A module that is added here is one more to trust.
 TRUSTED = {
+    "enclave_runner.inside.clock",
+    "enclave_runner.inside.prices",
     "errors",
     "pixels",
     "preprocessing",
@@ -51,6 +53,7 @@ TRUSTED = {
     "enclave_runner.wire.shm",
     "enclave_runner.wire.start",
     "enclave_runner.inside.tails",
+    "enclave_runner.inside.waking",
     "enclave_runner.wire.tcp",
     "enclave_runner.wire.transport",
 }

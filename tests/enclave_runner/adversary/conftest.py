@@ -17,6 +17,7 @@ from partopt.enclave_runner.client import Client
 from partopt.enclave_runner.inside.clients import Sizes
 from partopt.enclave_runner.inside.head import HeadWorker
 from partopt.enclave_runner.inside.listening import Listening, Welcome
+from partopt.enclave_runner.orchestrator import ServeOptions, Service
 from partopt.enclave_runner.program.parts import Part, load_program
 from partopt.enclave_runner.wire.accepted import Bounds
 from partopt.enclave_runner.wire.ends import open_end
@@ -103,6 +104,53 @@ class Inside:
 
     def raw(self) -> tuple[socket.socket, Channel]:
         return shaken(self.address)
+
+
+class Deployed:
+    """The same as a service runs it: workers in processes of their own, the usual deadlines."""
+
+    def __init__(self, made, *, unlocked=True, **options) -> None:
+        options = ServeOptions(enclave=made.enclave, **options)
+        key = made.key if unlocked else None
+        self._service = Service(made.folder, options, key=key, insecure=True)
+        self._service.__enter__()
+        self.address, self.lines = self._service.address, self
+
+    def client(self, timeout: float = 60.0) -> Client:
+        return self._service.client(timeout)
+
+    def raw(self) -> tuple[socket.socket, Channel]:
+        return shaken(self.address)
+
+    def codes(self) -> set[str]:
+        return {e["code"] for e in self._service.events if e.get("event") == "refused"}
+
+    def end(self) -> None:
+        self._service.__exit__()
+
+
+@pytest.fixture(scope="module")
+def worker(made):
+    """A worker for tests that look at it from outside alone: deployed, where that is asked for."""
+    found = Inside(made) if made.enclave == "native" else Deployed(made)
+    yield found
+    if isinstance(found, Deployed):
+        found.end()
+
+
+@pytest.fixture
+def start_worker(made):
+    deployed = []
+
+    def start(**how):
+        if made.enclave == "native":
+            return Inside(made, **how)
+        deployed.append(Deployed(made, **how))
+        return deployed[-1]
+
+    yield start
+    for one in deployed:
+        one.end()
 
 
 @pytest.fixture(scope="module")

@@ -301,12 +301,12 @@ def test_computing_time_is_shared(seed):
         assert used[asker] == pytest.approx(10, rel=0.15)
 
 
-def test_a_flood_starves_nobody_and_every_answer_is_its_own(inside, made, pictures):
+def test_a_flood_starves_nobody_and_every_answer_is_its_own(worker, made, pictures):
     """One sends without waiting; the other's requests are all answered."""
     stop = threading.Event()
 
     def flood() -> None:
-        with inside.client() as client:
+        with worker.client() as client:
             numbers = []
             while not stop.is_set():
                 numbers.append(client.submit(pictures[0]))
@@ -320,7 +320,7 @@ def test_a_flood_starves_nobody_and_every_answer_is_its_own(inside, made, pictur
     for thread in threads:
         thread.start()
     try:
-        with inside.client() as client:
+        with worker.client() as client:
             for i in range(20):
                 picture = pictures[i % len(pictures)]
                 assert torch.equal(client.classify(picture).tensors[0], made.logits(picture))
@@ -365,8 +365,8 @@ def test_a_request_that_waited_for_too_long_is_told_so(start_inside, photo):
 # ---- keys, and weights that are not open
 
 
-def test_a_wrong_key_is_wrong_before_and_after(start_inside, made, photo):
-    worker = start_inside(unlocked=False)
+def test_a_wrong_key_is_wrong_before_and_after(start_worker, made, photo):
+    worker = start_worker(unlocked=False)
     with worker.client() as client:
         for _ in range(2):
             for wrong in (new_key(), b"short", b""):
@@ -377,8 +377,8 @@ def test_a_wrong_key_is_wrong_before_and_after(start_inside, made, photo):
         assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
 
 
-def test_who_tries_keys_is_hung_up_on(inside):
-    with inside.client() as client, pytest.raises(ServiceError) as caught:
+def test_who_tries_keys_is_hung_up_on(worker):
+    with worker.client() as client, pytest.raises(ServiceError) as caught:
         for _ in range(100):
             with contextlib.suppress(ServiceError):
                 client.unlock(new_key())
@@ -401,8 +401,8 @@ def test_before_the_weights_are_open(start_inside, made, photo, opened, code):
         assert caught.value.code == "bad-image"
 
 
-def test_a_large_frame_before_the_weights_are_open_ends_the_session(start_inside):
-    worker = start_inside(unlocked=False)
+def test_a_large_frame_before_the_weights_are_open_ends_the_session(start_worker):
+    worker = start_worker(unlocked=False)
     sock, channel = worker.raw()
     with contextlib.suppress(OSError):
         channel.send(encode({"do": "classify", "id": 1}, bytes(1 << 19)))
@@ -417,17 +417,17 @@ def test_a_large_frame_before_the_weights_are_open_ends_the_session(start_inside
 @pytest.mark.parametrize(
     "head", [{}, {"id": 0}, {"id": True}, {"id": 1.5}, {"id": -1}, {"id": 1 << 60}, {"id": "1"}]
 )
-def test_a_message_without_a_usable_id_ends_its_session_alone(inside, made, photo, head):
-    sock, channel = inside.raw()
-    with inside.client() as client:
+def test_a_message_without_a_usable_id_ends_its_session_alone(worker, made, photo, head):
+    sock, channel = worker.raw()
+    with worker.client() as client:
         channel.send(encode({"do": "classify", **head}, photo))
         assert closed(sock)
         assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
     sock.close()
 
 
-def test_one_bad_picture_of_a_batch_costs_the_others_nothing(start_inside, made, pictures):
-    worker = start_inside(batch=4, queue=64)
+def test_one_bad_picture_of_a_batch_costs_the_others_nothing(start_worker, made, pictures):
+    worker = start_worker(batch=4, queue=64)
     with worker.client() as client:
         sent = [p for picture in pictures for p in (picture, picture[: len(picture) // 2])]
         numbers = [client.submit(p) for p in sent]
@@ -441,18 +441,18 @@ def test_one_bad_picture_of_a_batch_costs_the_others_nothing(start_inside, made,
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "told"),
     [
-        (ImportError("No module named 'PIL.MpoImagePlugin'"), "internal"),
-        (PermissionError(13, "Permission denied"), "internal"),
-        (FileNotFoundError(2, "No such file"), "internal"),
-        (RuntimeError("x"), "internal"),
-        (MemoryError(), "too-large"),
-        (ServiceError("bad-image", "x"), "bad-image"),
+        (ImportError("x", name="PIL.MpoImagePlugin"), "internal", "import PIL.MpoImagePlugin"),
+        (PermissionError(13, "x", "/lib/of.so"), "internal", "Permission denied: /lib/of.so"),
+        (FileNotFoundError(2, "x", "/lib/of.so"), "internal", "No such file or directory: /lib"),
+        (RuntimeError("tensor([1, 2])"), "internal", ""),
+        (MemoryError(), "too-large", None),
+        (ServiceError("bad-image", "x"), "bad-image", None),
     ],
 )
 def test_what_the_worker_lacks_is_not_blamed_on_the_picture(
-    inside, made, photo, error, code, monkeypatch
+    inside, made, photo, error, code, told, monkeypatch
 ):
     def lacking(*_):
         raise error
@@ -469,6 +469,9 @@ def test_what_the_worker_lacks_is_not_blamed_on_the_picture(
             while ours not in [e.get("kind") for e in list(inside.lines.said)]:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
+            text = [e["text"] for e in inside.lines.said if e.get("kind") == ours][-1]
+            assert told in text
+            assert bool(text) == bool(told), "what a library says of an image stays inside"
         assert torch.equal(client.classify(photo).tensors[0], made.logits(photo))
 
 
@@ -559,9 +562,9 @@ def test_warnings_about_a_picture_are_not_printed(start_inside, capfd, photo):
     assert capfd.readouterr() == ("", "")
 
 
-def test_answers_that_lie_about_their_size_or_times_are_refused(inside, photo):
+def test_answers_that_lie_about_their_size_or_times_are_refused(worker, photo):
     """A head worker of somebody else, behind a session that holds."""
-    with inside.client() as client:
+    with worker.client() as client:
         number = client.submit(photo)
         head, body, _ = client._came_for(number)
         for bad, what in (

@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,17 @@ import torch
 from PIL import Image
 
 from partopt.cli import run
+from partopt.enclave_runner.inside import computing
+from partopt.enclave_runner.inside.decoding import decoded
+from partopt.enclave_runner.inside.prices import Prices
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
 from partopt.enclave_runner.program.parts import Part
 from partopt.enclave_runner.program.sealing import new_key
 from partopt.enclave_runner.wire import areas
 from partopt.errors import ServiceError, SessionError
 from partopt.pixels import read
+
+from .conftest import until
 
 PASSING = {"starting", "tail-lost", "head-lost", "session"}
 
@@ -34,7 +40,7 @@ PASSING = {"starting", "tail-lost", "head-lost", "session"}
 def live(made, tmp_path_factory):
     """A service that every test here hurts, and finds well again at its end."""
     logs = tmp_path_factory.mktemp("logs")
-    options = ServeOptions(enclave="native", timeout=4.0, queue=6, logs=logs)
+    options = ServeOptions(enclave=made.enclave, timeout=4.0, queue=6, logs=logs)
     with Service(made.folder, options, key=made.key, insecure=True) as service:
         yield service
     assert made.left_over() == []
@@ -143,7 +149,7 @@ def test_what_a_decoder_thinks_of_a_picture_stays_inside(live):
 
 
 def test_sealed_weights_after_a_death_and_a_wrong_key_when_they_are_open(made, photo):
-    options = ServeOptions(enclave="native", transport="tcp")
+    options = ServeOptions(enclave=made.enclave, transport="tcp")
     with Service(made.folder, options, key=None, insecure=True) as service:
         assert len(said(service, "locked", "head")) == 1
         with service.client() as client:
@@ -184,7 +190,7 @@ def test_killed_while_it_starts_and_nothing_is_left(made, spawn):
     process = spawn(
         "serve",
         str(made.folder),
-        *("--enclave", "native", "--listen", "127.0.0.1:0", "--insecure-no-attestation"),
+        *("--enclave", made.enclave, "--listen", "127.0.0.1:0", "--insecure-no-attestation"),
     )
     own = Path(f"/proc/{process.pid}/task/{process.pid}")
     deadline = time.time() + 60
@@ -198,7 +204,8 @@ def test_killed_while_it_starts_and_nothing_is_left(made, spawn):
     assert found
     assert not any(Path(f"/proc/{pid}").exists() for pid in found)
     identity = Part.read(made.folder / "head").weights_sha256[:16]
-    areas.Place(areas.shm_folder(identity), "f" * 16).leave()
+    for folder in (areas.shm_folder(identity), areas.drop_folder(identity)):
+        areas.Place(folder, "f" * 16).leave()
     assert made.left_over() == []
 
 
@@ -245,6 +252,73 @@ def test_the_units_leave_a_service_little_to_reach(made, tmp_path, name):
     assert done.returncode == 0, done.stdout.splitlines()[-1]
 
 
+class Asking:
+    """Clients that ask without a pause; each one's longest wait in seconds."""
+
+    def __init__(self, client, photo, count: int) -> None:
+        self.longest, self.right = [0.0] * count, 0
+        self._client, self._photo, self._over = client, photo, threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, i: int) -> None:
+        with self._client(timeout=60.0) as client:
+            while not self._over.is_set():
+                begun = time.monotonic()
+                client.classify(self._photo)
+                self.longest[i] = max(self.longest[i], time.monotonic() - begun)
+                self.right += 1
+
+    def end(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(60)
+
+
+def test_a_host_that_stops_the_head_for_a_second_makes_nobody_pay_for_it(made, photo):
+    """Charged for the pause, one of sixteen would wait until each other has had a second too."""
+    with made.service(queue=32) as service:
+        asking = Asking(service.client, photo, 16)
+        time.sleep(1.5)
+        usual = max(asking.longest)
+        os.kill(service.pids["head"], signal.SIGSTOP)
+        time.sleep(1.0)
+        os.kill(service.pids["head"], signal.SIGCONT)
+        before = asking.right
+        time.sleep(5.0 + usual)
+        asking.end()
+    assert asking.right > before + 16, "all of them went on"
+    assert max(asking.longest) < 1.0 + 2 * usual + 1.5, sorted(asking.longest)
+
+
+@pytest.mark.parametrize("where", ["decoding", "the network"])
+def test_a_pause_where_every_clock_is_the_hosts(start_inside, photo, monkeypatch, where):
+    """As inside Gramine: a pause in the middle of somebody's turn reads as a second of work."""
+    monkeypatch.setattr(computing, "Prices", partial(Prices, clock=time.monotonic))
+    worker = start_inside(queue=32)
+    turns, paused = iter(range(10**9)), 200
+
+    def pausing(real):
+        def turn(*arguments):
+            if next(turns) == paused:
+                time.sleep(1.0)
+            return real(*arguments)
+
+        return turn
+
+    if where == "decoding":
+        monkeypatch.setattr(computing, "decoded", pausing(decoded))
+    else:
+        weights = worker.worker._weights
+        monkeypatch.setattr(weights, "program", pausing(weights.program))
+    asking = Asking(worker.client, photo, 8)
+    assert until(lambda: asking.right > paused, 30)
+    time.sleep(4.0)
+    asking.end()
+    assert 1.0 < max(asking.longest) < 3.0, sorted(asking.longest)
+
+
 def resident(pid: int) -> int:
     """Resident memory of a process in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -256,7 +330,7 @@ def test_sixteen_clients_beside_a_host_that_kills_and_stops(made, photo):
     """A minute: each request is answered right or refused, within its time limit."""
     limit, wanted, over = 20.0, made.logits(photo), threading.Event()
     counts, late = Counter(), []
-    options = ServeOptions(enclave="native", timeout=3.0, queue=32)
+    options = ServeOptions(enclave=made.enclave, timeout=3.0, queue=32)
 
     def ask(service) -> None:
         while not over.is_set():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import socket
 import struct
@@ -11,11 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from PIL import Image
 
 from partopt import cli
 from partopt.enclave_runner.attestation import (
@@ -30,19 +33,26 @@ from partopt.enclave_runner.attestation import (
 from partopt.enclave_runner.client import Client
 from partopt.enclave_runner.client_keys import make, read_clients, read_secret
 from partopt.enclave_runner.inside import quote as quoting
+from partopt.enclave_runner.inside.decoding import decoded
 from partopt.enclave_runner.inside.head import HeadWorker
-from partopt.enclave_runner.inside.listening import owner_of
-from partopt.enclave_runner.inside.places import gives_way, oldest_of_greediest
-from partopt.enclave_runner.inside.scans import check_scans
+from partopt.enclave_runner.inside.places import gives_way, oldest_of_greediest, owner_of
+from partopt.enclave_runner.inside.scans import effort_of
 from partopt.enclave_runner.inside.tails import knocking
 from partopt.enclave_runner.orchestrator import ServeOptions
 from partopt.enclave_runner.program.parts import Limits, Part
-from partopt.enclave_runner.wire.accepted import BYTES_PER_PIXEL, MAX_SCANS, REFUSALS
+from partopt.enclave_runner.wire.accepted import (
+    BYTES_PER_PIXEL,
+    MAX_CHUNKS,
+    MAX_NOTES,
+    MAX_SCANS,
+    REFUSALS,
+)
 from partopt.enclave_runner.wire.addresses import is_loopback, literal
 from partopt.enclave_runner.wire.messages import encode, listen
 from partopt.enclave_runner.wire.proofs import proof, proven, public_of
 from partopt.enclave_runner.wire.session import Hello
 from partopt.errors import AttestationError, PictureError, ServiceError, SessionError, UsageError
+from partopt.preprocessing import Preprocessing
 
 from .conftest import QUICK, Echoing, ask, closed, fake_head, many, shaken, until
 
@@ -228,12 +238,12 @@ def test_a_worker_that_loses_a_thread_ends(monkeypatch):
     assert "ZeroDivisionError" in said[0]["error"]
 
 
-def test_a_storm_of_connections_beside_a_client(inside, made, photo):
+def test_a_storm_of_connections_beside_a_client(worker, made, photo):
     stop = threading.Event()
 
     def storm() -> None:
         while not stop.is_set():
-            with many(10, inside.address, HELLO if len(codes) % 2 else b"GET / HTTP/1.1\r\n\r\n"):
+            with many(10, worker.address, HELLO if len(codes) % 2 else b"GET / HTTP/1.1\r\n\r\n"):
                 pass
 
     codes: list[str] = []
@@ -245,7 +255,7 @@ def test_a_storm_of_connections_beside_a_client(inside, made, photo):
         for _ in range(6):
             begun = time.monotonic()
             try:
-                with inside.client() as client:
+                with worker.client() as client:
                     codes.append(str(bool((client.classify(photo).tensors[0] == wanted).all())))
             except ServiceError as error:
                 codes.append(error.code)
@@ -313,7 +323,7 @@ def test_all_of_several_clients_get_their_quote():
     for thread in threads:
         thread.join(20)
     assert codes == ["1"] * 12
-    assert echo.listening._quotes._owners == {}, "nothing is kept of a quote that was made"
+    assert echo.listening._quotes._waiting._owners == {}, "nothing is kept of a quote that was made"
 
 
 def test_a_storm_for_quotes_is_bounded_and_others_wait_their_turn():
@@ -578,23 +588,55 @@ def jpeg_of_scans(count: int, between: bytes = b"") -> bytes:
 
 
 def test_a_jpeg_of_many_scans_is_too_large():
-    check_scans(jpeg_of_scans(MAX_SCANS))
+    effort_of(jpeg_of_scans(MAX_SCANS))
     comment = b"\xff\xfe" + struct.pack(">H", 4) + b"\xff\xd9"  # an end that is none
     for between in (b"", comment):
         with pytest.raises(PictureError) as caught:
-            check_scans(jpeg_of_scans(MAX_SCANS + 1, between))
+            effort_of(jpeg_of_scans(MAX_SCANS + 1, between))
         assert caught.value.code == "too-large"
     for other in (b"", b"\xff\xd8", b"\x89PNG" + b"\xff\xda" * 100, b"\xff\xd8\xff\xe0\xff\xff"):
-        check_scans(other)
+        effort_of(other)
+
+
+def png_of_notes(count: int, kind: bytes = b"iCCP") -> bytes:
+    """A PNG of a few bytes whose notes are a megabyte each once they are inflated."""
+    body = b"k\0\0" + zlib.compress(bytes(1 << 20), 9)
+    note = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(file, "PNG")
+    return file.getvalue()[:33] + note * count + file.getvalue()[33:]
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
+def test_a_png_of_many_notes_is_too_large(kind):
+    """Six hundred kilobytes of colour profiles take a second and a half to be read."""
+    assert effort_of(png_of_notes(MAX_NOTES, kind)).notes == MAX_NOTES
+    how = Preprocessing(24, 28)
+    with pytest.raises(ServiceError) as caught:
+        decoded(png_of_notes(MAX_NOTES + 1, kind), how, Limits())
+    assert caught.value.code == "too-large"
+
+
+def test_a_png_of_many_chunks_is_too_large():
+    plain = png_of_notes(0)
+    for count in (MAX_CHUNKS - 3, MAX_CHUNKS):
+        data = plain[:33] + b"\0\0\0\0abCd\0\0\0\0" * count + plain[33:]
+        if count < MAX_CHUNKS:
+            assert effort_of(data).pieces == MAX_CHUNKS
+        else:
+            with pytest.raises(PictureError):
+                effort_of(data)
 
 
 MEASURE = """
 import sys, io, torch
 from PIL import Image
 from partopt.enclave_runner.inside.decoding import decoded
+from partopt.enclave_runner.inside.memory import let_go
 from partopt.enclave_runner.program.parts import Limits, Part
 from partopt.preprocessing import Preprocessing
 torch.set_num_threads(1)
+let_go()
 def field(name):
     return int(next(x for x in open("/proc/self/status") if x.startswith(name)).split()[1]) << 10
 def encoded(size, kind, mode, **how):
