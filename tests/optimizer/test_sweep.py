@@ -197,6 +197,14 @@ def test_a_swept_cut_is_held_against_what_is_allowed_of_single_images(ahead, lim
     assert _suspect(seen, held(**limits), {"sketch": ahead}) is suspect
 
 
+@pytest.mark.parametrize(("more", "suspect"), [(0.0, False), (0.3, True)])
+def test_the_small_decoder_is_held_to_its_own_lag(more, suspect):
+    seen = [swept(0.0, over=0, retrieved=0, largest=0.1)]
+    seen += [seen[0].model_copy(update={"attacker": "decoder", "high": 0.3})]
+    leads = {"sketch": lead(), "decoder": lead(lead=more)}
+    assert _suspect(seen, held(), leads) is suspect
+
+
 def test_an_image_copied_at_a_swept_cut_makes_it_suspect():
     assert _suspect([swept(0.1, over=1, retrieved=1, largest=0.95)], held(), {"sketch": lead()})
     assert _suspect([swept(0.1)], held(), {"sketch": lead()}), "nobody looked at single images"
