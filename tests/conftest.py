@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does, before torch is there
@@ -108,3 +109,26 @@ def photo_folder(tmp_path) -> Path:
     (folder / "class0" / "bad.jpg").write_bytes(b"\xff\xd8 not a picture")
     (folder / "copy.png").write_bytes((folder / "class0" / "000.png").read_bytes())
     return folder
+
+
+@pytest.fixture
+def later_is_slower(monkeypatch):
+    """Times of cuts that grow with them: which could win must not hang on this machine's noise."""
+    from partopt.optimizer import find
+    from partopt.profilers.base import CutLatency, Duration
+
+    timed = find.profile
+
+    def fixed(graph, cuts, conditions, progress):
+        profile = timed(graph, cuts, conditions, progress=progress)
+
+        def of(ms):
+            return Duration(ms=ms, noise_ms=0.0, basis="measured", backend="test")
+
+        times = [
+            CutLatency(enclave=of(c.node), handoff=of(1), accelerator=of(1), total=of(c.node + 2))
+            for c in cuts
+        ]
+        return replace(profile, cuts=times, full_enclave=of(100), full_accelerator=of(1))
+
+    monkeypatch.setattr(find, "profile", fixed)

@@ -11,21 +11,19 @@ from torch import nn
 from partopt.config import SplitConfig
 from partopt.images.load import Split
 from partopt.models.load import LoadedModel
-from partopt.optimizer import find as module
 from partopt.optimizer import settle, sweep
 from partopt.optimizer.budgets import BUDGETS
 from partopt.optimizer.find import find, find_cut
 from partopt.optimizer.limits import Doubt
 from partopt.optimizer.requests import FindRequest
 from partopt.preprocessing import Preprocessing
-from partopt.profilers.base import CutLatency, Duration
 
 CUTS = ["0", "1", "2", "3", "4", "5", "6"]
 SMALL = {"epochs": 1, "width": 8, "narrowest": 8, "blocks": 1, "crops": 0}
 
 
 @pytest.fixture
-def budget(monkeypatch):
+def budget(monkeypatch, later_is_slower):
     found = replace(
         BUDGETS["quick"],
         split=Split(64, 16, 24),
@@ -35,22 +33,6 @@ def budget(monkeypatch):
         cover=SMALL,
     )
     monkeypatch.setitem(BUDGETS, "quick", found)
-    timed = module.profile
-
-    def later_is_slower(graph, cuts, conditions, progress):
-        """Which cuts could win must not hang on this machine's noise."""
-        profile = timed(graph, cuts, conditions, progress=progress)
-
-        def of(ms):
-            return Duration(ms=ms, noise_ms=0.0, basis="measured", backend="test")
-
-        fixed = [
-            CutLatency(enclave=of(c.node), handoff=of(1), accelerator=of(1), total=of(c.node + 2))
-            for c in cuts
-        ]
-        return replace(profile, cuts=fixed, full_enclave=of(100), full_accelerator=of(1))
-
-    monkeypatch.setattr(module, "profile", later_is_slower)
     return found
 
 

@@ -76,7 +76,7 @@ class Calm(nn.Module):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, later_is_slower):
     budget = replace(
         BUDGETS["quick"],
         split=Split(64, 16, 24),
