@@ -15,7 +15,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from optuna.trial import Trial
 
 from ..attackers.base import Attacker
 from ..attackers.features import FeatureStore
@@ -24,7 +23,6 @@ from ..attackers.sketch import Sketch
 from ..config import Attack
 from ..config import Sweep as StoredSweep
 from ..graph.build import Cut
-from .attempt import Reached
 from .plan import Job
 from .rule import Verdict
 from .search import Outcome, Search
@@ -58,6 +56,7 @@ class _Sweeping(Search):
 
     purpose = "sweep"
     certifies = False
+    keeps_pictures = False  # a sweep has many cuts, and nobody looks at them one by one
 
     def __init__(
         self,
@@ -67,11 +66,9 @@ class _Sweeping(Search):
         bent: frozenset[int],
     ) -> None:
         course = replace(search.course.aside(), attack=True)
-        super().__init__(cuts, [], search.bench, panel, course, search.storage, search.listener)
+        listener, crew = search.listener, search.crew
+        super().__init__(cuts, [], search.bench, panel, course, search.storage, listener, crew)
         self.bent = bent  # cuts whose head is too far from affine for newton
-
-    def keep_pictures(self, trial: Trial, reached: Reached, key: str) -> None:
-        """None: a sweep has many cuts, and nobody looks at them one by one."""
 
     def _next_of_all(self, running: Collection[Job]) -> Job | None:
         for i in reversed(range(len(self.cuts))):
