@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 RETRIES = 1  # of an attack whose worker was lost
 MORE_RETRIES = 4  # at most so many more, one for each worker lost at another attack
+_RESTS = 6  # of the patience: so long a job rests whose worker was lost
 _SPARE = 2  # jobs that wait, beyond one a worker
 _LONELY_S = 20.0  # without any worker until that is said
 
@@ -142,6 +143,7 @@ class _Coursing:
         self.before = finished(search.storage, self._keys())
         self.known = set(self.before)
         self.heard = time.monotonic()
+        self.resting: dict[tuple[str, int], float] = {}
         self.lonely = self.pictureless = False
         self.storage: BaseStorage = self.study._storage
 
@@ -234,6 +236,13 @@ class _Coursing:
             return True
         return False
 
+    def _rests(self, key: str, standing: Standing) -> bool:
+        """Whether a job whose worker was lost is to wait: what felled it may pass meanwhile."""
+        if not standing.lost:
+            return False
+        since = self.resting.setdefault((key, len(standing.lost)), time.monotonic())
+        return time.monotonic() - since < self.fleet.pace.patience / _RESTS
+
     def _given_up(self, standing: Standing) -> bool:
         """Whether the workers of a job were lost too often.
 
@@ -282,6 +291,8 @@ class _Coursing:
                 keep.update(t._trial_id for t in standing.flying)
             elif job != wanted[0] and (standing.failed or self._given_up(standing)):
                 continue  # its turn will come
+            elif self._rests(self._key(job), standing):
+                continue
             elif len(keep) >= room and len(wanted) > 1:
                 wanted.pop()
                 break

@@ -15,8 +15,19 @@ def recipe(attacker: Attacker) -> dict[str, Any]:
     """An attacker as JSON has it.
 
     Raises:
-        AttackError: A setting that JSON has no word for.
+        AttackError: A setting that JSON has no word for, or an attacker that its name does not
+            lead back to.
     """
+    told = _recipe(attacker)
+    if repr(made_of(told)) != repr(attacker):
+        raise AttackError(
+            f"{attacker!r} is not what other processes know as {attacker.name!r}; give it a name "
+            "of its own, or run it without --workers"
+        )
+    return told
+
+
+def _recipe(attacker: Attacker) -> dict[str, Any]:
     settings = {n: _plain(v, attacker) for n, v in attacker.settings().items()}
     return {"attacker": attacker.name, "settings": settings}
 
@@ -38,7 +49,7 @@ def made_of(value: Any, depth: int = 0) -> Attacker:
 
 def _plain(value: Any, whose: Attacker) -> Any:
     if isinstance(value, Attacker):
-        return recipe(value)
+        return _recipe(value)
     if isinstance(value, tuple):
         return {"tuple": [_plain(v, whose) for v in value]}
     if isinstance(value, list):
