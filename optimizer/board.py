@@ -32,6 +32,7 @@ LOST = "lost"
 RETURNED = "returned"
 WITHDRAWN = "withdrawn"
 SEAT = "seat"  # attribute of the trial by which a coordinator holds its study
+ENDED = "ended"  # of a seat that was left in order: the number of the last trial then
 OPEN = "fleet"  # attribute of a study: whether workers are to look into it
 PREMISES = "premises"
 THREADS = "threads"
@@ -162,13 +163,10 @@ class Board:
 
 
 def last_end(study: Study) -> int:
-    """Number of the trial by which a run of this study last ended in order, or -1."""
-    seats = [
-        t.number
-        for t in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-        if SEAT in t.user_attrs
-    ]
-    return max(seats, default=-1)
+    """Number of the last trial of the last run of this study that ended in order, or -1."""
+    states = (TrialState.PRUNED,)
+    ends = [t.user_attrs.get(ENDED) for t in study.get_trials(deepcopy=False, states=states)]
+    return max((e for e in ends if isinstance(e, int)), default=-1)
 
 
 def sign(storage: BaseStorage, trial_id: int, who: dict[str, Any], lease: dict[str, Any]) -> None:

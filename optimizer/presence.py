@@ -28,16 +28,20 @@ def called(who: Mapping[str, Any]) -> str:
     return f"{who.get('host', 'an unknown host')}, process {who.get('pid', '?')}"
 
 
+def _place(who: Mapping[str, Any]) -> str:
+    return f"{_PREFIX}{called(who)} ({str(who.get('claim'))[:8]})"
+
+
 def announce(storage: BaseStorage, study_id: int, who: Mapping[str, Any], job: str) -> None:
     """Say that a worker is there, and what it is at."""
     value = {"owner": dict(who), "job": job, "at": round(time.time(), 1)}
-    storage.set_study_user_attr(study_id, _PREFIX + called(who), value)
+    storage.set_study_user_attr(study_id, _place(who), value)
 
 
 def leave(storage: BaseStorage, study_id: int, who: Mapping[str, Any]) -> None:
     """Say that a worker is there no more."""
     with suppress(Exception):  # it counts as gone soon anyway
-        storage.set_study_user_attr(study_id, _PREFIX + called(who), None)
+        storage.set_study_user_attr(study_id, _place(who), None)
 
 
 class Roll:

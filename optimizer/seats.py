@@ -15,7 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from .board import SEAT, end
+from .board import ENDED, SEAT, end
 from .leases import LEASE, Renewed, Silence, lease
 from .storage import owner, whereabouts
 
@@ -52,6 +52,7 @@ def seated(
                 end(storage, mine, "left")
                 raise
             with suppress(UpdateFinishedTrialError):
+                storage.set_trial_user_attr(mine, ENDED, len(study.get_trials(deepcopy=False)) - 1)
                 storage.set_trial_state_values(mine, TrialState.PRUNED)
             return
 
