@@ -75,6 +75,7 @@ def worker(
     from ..models.request import ModelRequest
     from ..optimizer.premises import Own
     from ..optimizer.storage import open_storage, spoken
+    from ..optimizer.urls import hold_shared
     from ..optimizer.worker import Worker, WorkerPace
     from ..profilers.backends import pick_accelerator
     from ..profilers.memory import keep_memory
@@ -86,6 +87,7 @@ def worker(
         )
     above_zero("idle", idle, "seconds")
     above_zero("feature_cache", feature_cache, "an amount of GiB")
+    hold_shared(storage)
     opened, _ = open_storage(storage)
     keep_memory()
     loaded = load(

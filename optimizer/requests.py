@@ -37,6 +37,7 @@ from ..profilers.sgx_model import SgxModel
 from ..profilers.target import TargetProfile
 from .budgets import Budget
 from .limits import Limits
+from .urls import hold_shared
 
 T = TypeVar("T")
 
@@ -273,8 +274,10 @@ class FindRequest:
                     f"`artifacts` got {self.artifacts!r}, which is for workers; give --workers and "
                     "--storage too"
                 )
-        elif self.storage is None or self.storage == "sqlite://":
+        elif self.storage is None:
             raise UsageError("`storage` is needed beside a fleet: the one that its workers share")
+        else:
+            hold_shared(self.storage)
 
     @classmethod
     def of(

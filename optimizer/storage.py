@@ -48,6 +48,11 @@ def open_storage(url: str | None) -> tuple[BaseStorage, str]:
         raise
     except Exception as error:
         reason = scrubbed(first_line(error, 160), url or "")
+        if isinstance(error, ImportError):
+            reason = (
+                "the package that speaks to it is not installed: pip install 'partopt[fleet]' for "
+                "PostgreSQL, pymysql for MySQL"
+            )
         # Not `from error`: a traceback would show what the driver says of the password.
         raise UsageError(
             f"`storage` got {hidden(url or '')!r}, which cannot be opened ({reason}); "

@@ -6,7 +6,22 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from urllib.parse import unquote
 
+from ..errors import UsageError
+
 _DRIVERS = {"postgresql": "psycopg", "postgres": "psycopg", "mysql": "pymysql"}
+
+
+def hold_shared(url: str) -> None:
+    """Hold a storage against what processes can take jobs out of, each one once.
+
+    Raises:
+        UsageError: SQLite, which does not lock the rows that it reads.
+    """
+    if url.startswith("sqlite"):
+        raise UsageError(
+            f"`storage` got {hidden(url)!r}, from which two workers may take the same job; give a "
+            ".journal file on one machine, or a PostgreSQL or MySQL URL"
+        )
 
 
 def driven(url: str) -> str:
@@ -29,6 +44,8 @@ def hidden(url: str) -> str:
     if not mark:
         return url
     before, at, after = rest.rpartition("@")  # a password may hold an @ that nobody escaped
+    if "?" in before:  # its password, or its query's: who knows
+        return f"{scheme}://***"
     who, colon, _ = before.partition(":")
     return f"{scheme}://{who}{':***' if colon else ''}{at}{after.partition('?')[0]}"
 

@@ -40,7 +40,9 @@ def network(seed: int = 1) -> nn.Module:
 def loaded(seed: int = 1, spec: str = "tests:net") -> LoadedModel:
     net = network(seed)
     half = (0.5,) * 3
-    return LoadedModel(spec, net, Preprocessing(32, 36, half, half), "r", hash_state(net.state_dict()))
+    return LoadedModel(
+        spec, net, Preprocessing(32, 36, half, half), "r", hash_state(net.state_dict())
+    )
 
 
 class Small:
@@ -76,7 +78,9 @@ class Small:
         return Fleet(self.premises(), 1, pace=pace, **keywords)
 
     def own(self, **changed) -> Own:
-        return Own(**{"model": loaded(), "graph": self.graph, "data": None, "device": "cpu", **changed})
+        return Own(
+            **{"model": loaded(), "graph": self.graph, "data": None, "device": "cpu", **changed}
+        )
 
     def worker(self, storage, **keywords) -> Worker:
         pace = keywords.pop("pace", WorkerPace(patience=PACE.patience))

@@ -162,8 +162,8 @@ def main(url: str, workers: int, kills: int, seed: int) -> dict:
             continue
         left -= 1
         due = time.monotonic() + chance.uniform(0.5 * EVERY, 1.5 * EVERY)
-        pick = chance.randrange(workers + 1)
-        if pick == workers:
+        pick = chance.randrange(workers)
+        if chance.random() < 0.15:
             os.kill(coordinator, signal.SIGKILL)
             os.waitpid(coordinator, 0)
             coordinator, again = child(coordinate), again + 1

@@ -25,9 +25,11 @@ QUICK = Pace(patience=0.6, poll=0.01)
 DEAD = {**owner(), "pid": 2**22 - 1, "start": "1"}
 
 
-@pytest.fixture
-def small():
-    return Small()
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PARTOPT_CACHE", str(tmp_path_factory.mktemp("small")))
+        yield Small()
 
 
 def memory():
@@ -140,27 +142,18 @@ def thief(storage, wanted, who=DEAD):
 
 
 def robbed(small, wanted, who=DEAD):
-    """A search some of whose jobs a thief takes; worker and search begin after it."""
+    """A search some of whose jobs a thief takes."""
     search = small.search(memory(), small.fleet(QUICK), LINEAR, small.cuts[-3:], exhaustive=True)
     stolen, over = thief(search.storage, wanted, who)
-    started = threading.Event()
-
-    def late():
-        started.wait(30)
-
     worker = small.worker(search.storage)
-    take, mine = worker._ours, [c.name for c in small.cuts[-3:]]
+    take = worker._ours
     # What the thief is to have, the worker leaves to it.
     worker._ours = lambda place, trial: (
         None if wanted(trial.user_attrs, stolen) else take(place, trial)
     )
-    assert mine
-    late_thread = threading.Thread(target=late, daemon=True)
-    late_thread.start()
     with at_work(worker):
         search.run(0)
     over.set()
-    started.set()
     return search, stolen
 
 
@@ -168,9 +161,7 @@ def robbed(small, wanted, who=DEAD):
 def test_what_a_lost_worker_was_at_is_made_once_more(small, who):
     """Killed on this machine, silent on another one, or dead before it signed."""
     last = small.cuts[-1].name
-    search, stolen = robbed(
-        small, lambda job, stolen: job["cut_name"] == last and not stolen, who
-    )
+    search, stolen = robbed(small, lambda job, stolen: job["cut_name"] == last and not stolen, who)
     assert stolen == [last]
     assert all(a.outcome == "full budget" for a in search.outcome.attacks.values())
     lost = [t for t in in_order(search) if LOST in t.user_attrs]
@@ -272,13 +263,11 @@ def test_a_study_keeps_the_threads_that_it_was_begun_with(small):
     for threads in (1, 2):
         fleet = small.fleet()
         fleet.threads = threads
-        over = small.cuts[-threads:]
         search = small.search(storage, fleet, LINEAR, small.cuts[-2:], exhaustive=True)
         study = search._study()
         course = coordinator._Coursing(fleet, search, study)
         with course.opened():
             assert course.threads == 1
-        assert over
 
 
 def test_seats_are_no_attacks(small):
