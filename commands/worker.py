@@ -74,7 +74,7 @@ def worker(
     from ..models.load import load
     from ..models.request import ModelRequest
     from ..optimizer.premises import Own
-    from ..optimizer.storage import open_storage, spoken
+    from ..optimizer.storage import close, open_storage, spoken
     from ..optimizer.urls import hold_shared
     from ..optimizer.worker import Worker, WorkerPace
     from ..profilers.backends import pick_accelerator
@@ -110,10 +110,13 @@ def worker(
         device=pick_accelerator(accelerator or "auto"),
         cache_bytes=int(feature_cache * 2**30),
     )
-    with Shown() as shown, spoken(opened):
+    with contextlib.ExitStack() as stack:
+        stack.callback(close, opened)
+        shown = stack.enter_context(Shown())
+        stack.enter_context(spoken(opened))
         made = Worker(opened, own, WorkerPace(idle=idle), artifacts, shown.progress)
-        with _told_to_stop(made, until_eof):
-            done = made.run()
+        stack.enter_context(_told_to_stop(made, until_eof))
+        done = made.run()
     tell(f"{done} attacks made")
 
 

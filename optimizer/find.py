@@ -26,7 +26,7 @@ from .result import build_config
 from .rule import Verdict
 from .search import Course, Listener, Search
 from .settle import Settling, settle
-from .storage import open_storage
+from .storage import close, open_storage
 from .watcher import Silent, Watcher
 
 CEILING = 4  # times its epochs that an attack still rising may take
@@ -81,8 +81,11 @@ def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResul
     """As `find`, of a request."""
     watcher = watcher or Silent()
     opened, storage_name = open_storage(request.storage)
-    with _helpers(request) as helpers:
-        return _found(request, watcher, (opened, storage_name), helpers)
+    try:
+        with _helpers(request) as helpers:
+            return _found(request, watcher, (opened, storage_name), helpers)
+    finally:
+        close(opened)
 
 
 def _helpers(request: FindRequest) -> LocalWorkers:

@@ -126,6 +126,8 @@ class LocalWorkers(Helpers):
             if code is None:
                 continue
             self._running.remove((process, said))
+            if process.stdin is not None:
+                process.stdin.close()
             said.seek(0)
             text = said.read()[-4000:].decode(errors="replace")
             said.close()

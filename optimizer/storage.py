@@ -60,6 +60,14 @@ def open_storage(url: str | None) -> tuple[BaseStorage, str]:
         ) from None
 
 
+def close(storage: BaseStorage) -> None:
+    """Close the connections of a database; it can be used again."""
+    engine = getattr(getattr(storage, "_backend", storage), "engine", None)
+    if engine is not None:
+        storage.remove_session()
+        engine.dispose()
+
+
 _CONNECTING_S = 10  # until a server that does not answer counts as out of reach
 _TIMED = ("psycopg", "psycopg2", "pymysql", "mysqldb")
 

@@ -15,12 +15,12 @@ import sys
 import time
 from pathlib import Path
 
+import fleet_of
 import optuna
 import torch
 from fleet_of import DECODER, Small, statuses, told
 from torch import nn
 
-import fleet_of
 from partopt.attackers import panel as registry
 from partopt.attackers.linear import Linear
 from partopt.attackers.sketch import Sketch

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 from PIL import Image
 
@@ -151,6 +152,21 @@ def test_an_idle_worker_ends_and_a_stopped_one_gives_back(small):
     assert worker.run() == 0
     assert [RETURNED in t.user_attrs for t in study.trials] == [True, False]
     assert small.worker(search.storage, pace=IDLE).run() == 1
+
+
+def test_an_attack_has_the_threads_that_its_order_says(small):
+    search, study = posted(small)
+    first, seen = study.trials[0], []
+    told = {**first.user_attrs[JOB], "threads": 2}
+    search.storage.set_trial_user_attr(first._trial_id, JOB, told)
+    worker = small.worker(search.storage, pace=IDLE)
+    worker.on_progress = lambda what, share: seen.append((what, torch.get_num_threads()))
+    before = torch.get_num_threads()
+    worker.run()
+    cuts = [t.user_attrs["cut_name"] for t in study.trials]
+    assert {(w.split()[-1], n) for w, n in seen} == {(cuts[0], 2), (cuts[1], 1)}
+    assert [t.user_attrs["threads"] for t in study.trials] == [2, 1]
+    assert torch.get_num_threads() == before
 
 
 def test_an_attack_that_nobody_wants_any_more_is_left_off(small):
