@@ -92,8 +92,10 @@ class LocalWorkers(Helpers):
             self._start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for process, _said in self._running:
+            if kind is not None:
+                process.terminate()  # it gives back what it is at
             if process.stdin is not None:
                 process.stdin.close()  # it ends when it reads that
         for process, said in self._running:

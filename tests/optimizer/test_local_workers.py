@@ -119,6 +119,15 @@ def test_a_worker_that_was_killed_is_started_again_and_all_end_with_the_run(monk
     assert len(said) == 1
 
 
+def test_workers_do_not_outlive_a_run_that_fails(monkeypatch):
+    with (
+        pytest.raises(RuntimeError),
+        started(monkeypatch, "import time; time.sleep(60)") as workers,
+    ):
+        raise RuntimeError
+    assert [process.poll() for process, _ in workers._running] == [-15]
+
+
 def test_no_password_stands_in_a_list_of_processes():
     workers = LocalWorkers(1, ["--model", "m"], "postgresql://me:secret@h/d")
     assert "secret" not in " ".join(workers._command)
