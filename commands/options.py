@@ -60,7 +60,11 @@ SgxModelText = Annotated[
     ),
 ]
 Storage = Annotated[
-    str | None, typer.Option(help="A .journal file or a database URL; default: the cache folder")
+    str | None,
+    typer.Option(
+        envvar="PARTOPT_STORAGE",
+        help="A .journal file or a database URL; default: the cache folder",
+    ),
 ]
 Artifacts = Annotated[
     str | None,

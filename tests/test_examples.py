@@ -202,7 +202,6 @@ def test_fleet(here, monkeypatch):
     storage = str(here / "fleet.journal")
     monkeypatch.setenv("PARTOPT_STORAGE", storage)
     monkeypatch.setenv("PYTHONPATH", str(here))
-    find[find.index("$PARTOPT_STORAGE")] = storage
     run = [sys.executable, "-W", "ignore", "-m", "partopt", *workers["slurm.sh"]]
     with subprocess.Popen(run, stderr=subprocess.PIPE, text=True) as worker:
         code = cli.run([*find, "--ssim", "1", "--repetitions", "1", "--resolution", "32"])
