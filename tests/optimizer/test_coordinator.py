@@ -26,9 +26,20 @@ DEAD = {**owner(), "pid": 2**22 - 1, "start": "1"}
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def folder(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(folder, monkeypatch):
+    """One for the whole file: features are made once."""
+    monkeypatch.setenv("PARTOPT_CACHE", folder)
+
+
+@pytest.fixture(scope="module")
+def small(folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PARTOPT_CACHE", str(tmp_path_factory.mktemp("small")))
+        patch.setenv("PARTOPT_CACHE", folder)
         yield Small()
 
 
