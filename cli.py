@@ -20,6 +20,7 @@ from .commands import check as checking
 from .commands import deploy, study
 from .commands import find as finding
 from .commands import profile as profiling
+from .commands import worker as working
 from .commands.console import (
     Interrupts,
     err,
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Find where to part a neural network between an enclave and an untrusted accelerator.",
 )
-for part in (finding, profiling, checking, study, deploy):
+for part in (finding, profiling, working, checking, study, deploy):
     app.add_typer(part.app)
 # GNU OpenMP's threads spin for milliseconds at every barrier, which on a busy machine multiplies
 # training times; short spins cost a few per cent on a quiet one. Read when torch is first imported.

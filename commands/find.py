@@ -23,6 +23,7 @@ from .console import (
 from .options import (
     Accelerator,
     AdversaryImages,
+    Artifacts,
     Batch,
     Budget,
     ConcreteArgs,
@@ -96,7 +97,14 @@ def find(
         typer.Option(help="Settings tried for each attacker at the cut and the one before [0]"),
     ] = None,
     storage: Storage = None,
-    workers: Annotated[int, typer.Option(help="Attacks at a time")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Attacks at a time; with --storage, worker processes that share it, 0 for none "
+            "here [1]"
+        ),
+    ] = None,
+    artifacts: Artifacts = None,
     seed: Seed = None,
     settings: Settings = None,
     require_weights: RequireWeights = False,
@@ -125,6 +133,7 @@ def find(
     from ..models.load import short_name
     from ..optimizer.find import find_cut
     from ..optimizer.requests import FindRequest
+    from ..optimizer.urls import told
     from ..settings import for_find
 
     target = writable(out_file or Path(f"{short_name(model)}.split.json"), "out")
@@ -153,6 +162,7 @@ def find(
         "tune": tune,
         "storage": storage,
         "workers": workers,
+        "artifacts": artifacts,
         "seed": seed,
         "require_weights": require_weights or None,
         "trust_model": trust_model,
@@ -161,7 +171,7 @@ def find(
         "input_size": input_size,
         "tracing": Tracing.parse(concrete_args, leaf_modules),
         "feature_cache_gib": feature_cache,
-        "command": shlex.join(["partopt", *sys.argv[1:]]),
+        "command": shlex.join(["partopt", *told(sys.argv[1:])]),
     }
     request = FindRequest.of(model, for_find(model, given, settings))
     with Shown() as shown:

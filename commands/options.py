@@ -60,7 +60,15 @@ SgxModelText = Annotated[
     ),
 ]
 Storage = Annotated[
-    str | None, typer.Option(help="A .journal file or a database URL; default: the cache folder")
+    str | None,
+    typer.Option(
+        envvar="PARTOPT_STORAGE",
+        help="A .journal file or a database URL; default: the cache folder",
+    ),
+]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(help="Where a fleet keeps pictures: a folder or s3://BUCKET [the cache folder]"),
 ]
 Threads = Annotated[
     int | None, typer.Option(help="Compute threads on both sides of the profile [1]")

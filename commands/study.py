@@ -206,6 +206,7 @@ def reproduce(
 
     from ..arguments.outputs import folder
     from ..errors import UsageError
+    from ..optimizer.urls import told
     from ..reporting import reproduced
     from ..studies.published import MODELS
     from ..studies.reproduce import reproduce as run
@@ -247,7 +248,7 @@ def reproduce(
                 out_folder,
                 table or reproduced.TABLES if not figure or table else (),
                 figure or reproduced.FIGURES if not table or figure else (),
-                shlex.join(["partopt", *sys.argv[1:]]),
+                shlex.join(["partopt", *told(sys.argv[1:])]),
             )
     for path in files:
         err.print(str(path), highlight=False, markup=False)

@@ -13,21 +13,21 @@ seeds are not asked. The cut before the answer has other seeds too, unless it wa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from optuna.trial import Trial
 
 from ..attackers.base import Attacker
 from ..config import Curve, CurvePoint
 from ..graph.build import Cut
-from ..hashing import derive_seed, hash_json
-from .attempt import Reached, Wish, attempt
+from ..hashing import derive_seed
+from .keys import on_images
 from .learning import Extrapolation, Rung, Terms, extrapolate
 from .limits import Doubt
 from .plan import Job
 from .search import Search
 from .seeds import FEWEST, Pooled, pooled
+from .terms import AttackTerms
 
 PARTS = (4, 2)  # of how many images one is taken, for the curve below all of them
 Tell = Callable[[str, int], None]
@@ -50,33 +50,29 @@ class _Repeating(Search):
 
     purpose = "confirm"
     certifies = False
+    keeps_pictures = False  # they are the search's own, a little better or worse
 
     def __init__(self, search: Search, cut: Cut, repeats: dict[str, Repeat]) -> None:
         self.repeats = repeats
         panel = {name: r.attacker for name, r in repeats.items()}
         course, storage = search.course.aside(), search.storage
-        super().__init__([cut], [], search.bench, panel, course, storage, search.listener)
+        listener, crew = search.listener, search.crew
+        super().__init__([cut], [], search.bench, panel, course, storage, listener, crew)
 
     def key(self, cut: Cut, attacker: Attacker, name: str = "") -> str:
         """Of the training called `name`."""
         repeat = self.repeats[name]
-        key = self.key_with(cut, attacker, repeat.seed)
-        return key if repeat.images is None else hash_json([key, "images", repeat.images])
+        return on_images(self.key_with(cut, attacker, repeat.seed), repeat.images)
 
-    def attack(self, job: Job, attacker: Attacker, *, to_the_end: bool = False) -> Reached:
-        """Train as the job says; never stopped by a proof."""
-        repeat, what = self.repeats[job[1]], f"{job[1]} on {self.names[job[0]]}"
-
-        def progress(share: float) -> None:
-            self._stop_if_cancelled()
-            self.listener.on_progress(what, share)
-
-        bench = replace(self.bench, seed=repeat.seed)
-        wish = Wish(images=repeat.images, private=True, progress=progress)
-        return attempt(bench, self.cuts[0], attacker, wish)
-
-    def keep_pictures(self, trial: Trial, reached: Reached, key: str) -> None:
-        """None: they are the search's own, a little better or worse."""
+    def terms(self, job: Job, *, to_the_end: bool = False) -> AttackTerms:
+        """As the job says; never stopped by a proof."""
+        repeat = self.repeats[job[1]]
+        return AttackTerms(
+            seed=repeat.seed,
+            images=repeat.images,
+            private=True,
+            threshold=self.course.threshold,
+        )
 
 
 def confirm(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Unpack
 
+from optuna.storages import BaseStorage
+
 from .. import config as c
 from ..attackers.decoder import Decoder
 from ..attackers.sketch import Sketch
@@ -15,14 +17,17 @@ from ..profilers.profile import modelled, profile, verify
 from ..profilers.sgx_model import SgxModel
 from ..profilers.target import TargetProfile
 from .choose import compares
+from .coordinator import Fleet, Helpers, threads_for
+from .local_workers import LocalWorkers, arguments
 from .minima import grant_of
+from .premises import Premises
 from .prepare import Prepared, prepare
 from .requests import FindOptions, FindRequest
 from .result import build_config
 from .rule import Verdict
 from .search import Course, Listener, Search
 from .settle import Marked, Settling, settle
-from .storage import open_storage
+from .storage import close, open_storage
 from .sweep import Sweepers
 from .watcher import Silent, Watcher
 
@@ -77,9 +82,28 @@ def find(
 def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResult:
     """As `find`, of a request."""
     watcher = watcher or Silent()
-    clock = _Clock.of(request, watcher)
     opened, storage_name = open_storage(request.storage)
+    try:
+        with _helpers(request) as helpers:
+            return _found(request, watcher, (opened, storage_name), helpers)
+    finally:
+        close(opened)
+
+
+def _helpers(request: FindRequest) -> LocalWorkers:
+    """The worker processes that a run starts itself; none unless it is a fleet's."""
+    count = request.effort.workers if request.fleet else 0
+    options = arguments(request) if count else []
+    return LocalWorkers(count, options, request.storage or "")
+
+
+def _found(
+    request: FindRequest, watcher: Watcher, storage: tuple[BaseStorage, str], helpers: Helpers
+) -> SplitResult:
+    clock = _Clock.of(request, watcher)
+    opened, storage_name = storage
     ready = prepare(request, watcher)
+    fleet = _fleet(ready, helpers) if request.fleet else None
     effort, protocol, graph = request.effort, ready.protocol, ready.graph
 
     watcher.stage("profiling all cuts" if request.profile is None else "reading the profile")
@@ -110,7 +134,8 @@ def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResul
             limits=request.adversary.limits(copies=protocol.name == "strict"),
             ceiling=CEILING if ready.certifies else 1,
         )
-        return Search(over, latencies.cuts, ready.bench, ready.panel, course, opened, listener)
+        bench, panel = ready.bench, ready.panel
+        return Search(over, latencies.cuts, bench, panel, course, opened, listener, fleet)
 
     def time_of(more: list[Cut]) -> Profile:
         return clock.modelled(clock.measured(graph, more), graph, more)
@@ -125,6 +150,13 @@ def find_cut(request: FindRequest, watcher: Watcher | None = None) -> SplitResul
         verified = clock.verified(graph, cut, ready.cuts, measured)
     config = build_config(ready, settled, verified, storage_name)
     return SplitResult(config, cut, settled.cuts, settled.verdicts, graph, ready.model)
+
+
+def _fleet(ready: Prepared, helpers: Helpers) -> Fleet:
+    """The crew of a run whose attacks workers make."""
+    wanted = ready.budget.split, ready.budget.minimum_images
+    premises = Premises.of(ready.model, ready.bench, wanted, ready.request.seed)
+    return Fleet(premises, threads_for(helpers.count), helpers, ready.request.artifacts)
 
 
 def _settling(ready: Prepared) -> Settling:

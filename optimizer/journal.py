@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileOpenLock
 
 from ..cache import refusal, try_lock
 from ..errors import StorageError, UsageError
 from ..notices import notice
+from .nfs import on_nfs
 
 _STALE_S = 10.0  # Optuna holds its lock for milliseconds
 _PATIENCE_S = 120.0
@@ -83,7 +84,8 @@ class Journal(BaseJournalBackend):
 
     Writers exclude each other by a lock on the file, which ends with its holder, and by Optuna's
     symbolic link ``FILE.lock`` for programs that know only that; a link that a dead process left
-    behind is removed.
+    behind is removed. On NFS, where hosts may not see each other's locks, ``FILE.lock`` is Optuna's
+    `JournalFileOpenLock` instead.
 
     Attributes:
         line: Number of the line read last.
@@ -92,6 +94,7 @@ class Journal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.line = 0
+        self._open_lock = JournalFileOpenLock(str(path)) if on_nfs(path) else None
         with self._spoken():
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "ab") as file:
@@ -248,15 +251,30 @@ class Journal(BaseJournalBackend):
             with self._spoken():
                 now = os.stat(self.path)
             self._check(now)
-            link = Path(f"{self.path}.lock")
-            linked = _link(link, self.path)
-            try:
+            with self._known_to_optuna():
                 yield handle
-            finally:
-                if linked:
-                    link.unlink(missing_ok=True)
         finally:
             os.close(handle)
+
+    @contextlib.contextmanager
+    def _known_to_optuna(self) -> Iterator[None]:
+        """Hold the lock that programs know which know only Optuna's."""
+        if self._open_lock is not None:
+            with self._spoken():
+                self._open_lock.acquire()
+            try:
+                yield
+            finally:
+                with contextlib.suppress(RuntimeError):  # taken for stale, and removed
+                    self._open_lock.release()
+            return
+        link = Path(f"{self.path}.lock")
+        linked = _link(link, self.path)
+        try:
+            yield
+        finally:
+            if linked:
+                link.unlink(missing_ok=True)
 
 
 def _record(text: bytes) -> dict[str, Any] | None:

@@ -41,3 +41,8 @@ def plugin_source(attacker: Attacker) -> str:
     inner = [plugin_source(v) for v in attacker.settings().values() if isinstance(v, Attacker)]
     parts = [*own, *filter(None, inner)]
     return hash_json(parts) if parts else ""
+
+
+def on_images(key: str, images: int | None) -> str:
+    """The key of an attack that was given only so many training images; None is all of them."""
+    return key if images is None else hash_json([key, "images", images])

@@ -161,6 +161,25 @@ class Plan:
         there = [i for i in range(low + 1, high) if self.could_win(safe, i)]
         if there:
             asked = self.first[0] if self.first is not None else None
-            return start(asked if asked in there else there[len(there) // 2])
+            order = _by_halves(there)
+            # Whoever finds all of the first at work goes on with what may come after.
+            found = (start(i) for i in ([asked, *order] if asked in there else order))
+            return next((job for job in found if job is not None), None)
         best = halving.fastest(safe)
         return start(best) if best is not None and missing(best) else None
+
+
+def _by_halves(indices: Sequence[int]) -> list[int]:
+    """The middle one, then the middles of both halves, and so on.
+
+    >>> _by_halves([0, 1, 2, 3, 4, 5, 6])
+    [3, 1, 5, 0, 2, 4, 6]
+    """
+    found, parts = [], [list(indices)]
+    while parts:
+        part = parts.pop(0)
+        if part:
+            middle = len(part) // 2
+            found.append(part[middle])
+            parts += [part[:middle], part[middle + 1 :]]
+    return found

@@ -37,6 +37,7 @@ from ..profilers.sgx_model import SgxModel
 from ..profilers.target import TargetProfile
 from .budgets import Budget
 from .limits import Limits
+from .urls import hold_shared
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ class FindOptions(AttackOptions, total=False):
     repetitions: int | None
     profile: TargetProfile | str | Path | None
     storage: str | None
+    artifacts: str | None
     feature_cache_gib: float | None
     worst_share: float | None
     worst_retrieval: float | None
@@ -118,7 +120,8 @@ class Effort:
         attackers: Names, or None for the budget's panel.
         resolution: Side in pixels at which images are rebuilt and scored; None: the budget's.
         tune: Settings tried for each attacker at the cut returned and at the one before; 0: none.
-        workers: Attacks at a time.
+        workers: Attacks at a time in this process, or of a fleet, worker processes that are started
+            here; 0 is none, where others are started elsewhere.
         exhaustive: Every attacker on every cut, for comparison with the search.
         attack: False attacks nothing: only what the storage has is evidence.
     """
@@ -135,7 +138,8 @@ class Effort:
         if not isinstance(self.budget, Budget):
             one_of("budget", self.budget, BudgetName)
         arguments.whole("tune", self.tune, 0)
-        arguments.whole("workers", self.workers, 1, arguments.MOST_WORKERS)
+        if self.workers:  # 0 is for a fleet, which the whole request says
+            arguments.whole("workers", self.workers, 1, arguments.MOST_WORKERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +222,8 @@ class FindRequest:
         scale: ``corrected`` (above the floor, what None means) or ``raw`` SSIM.
         which_cuts, images, effort, timing, adversary: Each with a record of its own.
         storage: None for a journal in the cache folder, a ``.journal`` file or a database URL.
+        fleet: Attacks are jobs in the storage, which worker processes take, on any machines.
+        artifacts: Where a fleet keeps pictures: a folder or ``s3://BUCKET``; None is the cache.
         feature_cache_gib: Disk for feature maps, GiB.
         seed: For everything random.
         first: A cut and an attacker to begin with; a leak proven there ends the search.
@@ -237,6 +243,8 @@ class FindRequest:
     timing: Timing = field(default_factory=Timing)
     adversary: Adversary = field(default_factory=Adversary)
     storage: str | None = None
+    fleet: bool = False
+    artifacts: str | None = None
     feature_cache_gib: float = 8.0
     seed: int = 0
     first: tuple[str, str] | None = None
@@ -249,8 +257,27 @@ class FindRequest:
         one_of("scale", self.scale, ScaleName)
         if self.ssim is not None and not 0 < self.ssim <= 1:
             raise UsageError(f"`ssim` got {self.ssim}; use a threshold above 0 and at most 1")
+        self._hold_fleet()
         arguments.seed(self.seed)
         arguments.above_zero("feature_cache", self.feature_cache_gib, "an amount of GiB")
+
+    def _hold_fleet(self) -> None:
+        workers = self.effort.workers
+        if not self.fleet:
+            if workers < 1:
+                raise UsageError(
+                    f"`workers` got {workers}; use 1 to {arguments.MOST_WORKERS}, or give the "
+                    "--storage that workers on other machines share"
+                )
+            if self.artifacts is not None:
+                raise UsageError(
+                    f"`artifacts` got {self.artifacts!r}, which is for workers; give --workers and "
+                    "--storage too"
+                )
+        elif self.storage is None:
+            raise UsageError("`storage` is needed beside a fleet: the one that its workers share")
+        else:
+            hold_shared(self.storage)
 
     @classmethod
     def of(
@@ -290,6 +317,7 @@ class FindRequest:
             effort=_filled(Effort, given),
             timing=_filled(Timing, given),
             adversary=_filled(Adversary, given),
+            fleet={"workers", "storage"} <= given.keys(),
             **{n: v for n, v in given.items() if n in own},
         )
 

@@ -8,29 +8,28 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import joblib
 import optuna
 import torch
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 
-from ..attackers import pictures
 from ..attackers.base import BEYOND, Attacker, Fitted, Key
 from ..attackers.scoring import Score
-from ..cache import cache_dir, written_to
 from ..config import Attack, Curve
 from ..errors import ConfigError
 from ..graph.build import Cut
 from ..hashing import hash_json
 from ..notices import notice
 from ..profilers.base import CutLatency, Duration
-from .attempt import Bench, Failed, Reached, Wish, attempt_until_settled
+from .artifacts import keep_pictures
+from .attempt import Bench, Failed, Reached
 from .choose import Candidates, fastest
 from .keys import ATTACK_VERSION, attack_key, plugin_source
+from .leases import LEASE, Renewed, lease
 from .limits import Doubt, Held, Limits
 from .plan import Halving, Job, Plan
 from .rule import Evidence, Grant, Verdict, judge
@@ -47,7 +46,8 @@ from .storage import (
     spoken,
     whereabouts,
 )
-from .stored import AGAIN, SECOND_FOR, StoredAttack
+from .stored import AGAIN, SECOND_FOR, StoredAttack, scores_of
+from .terms import AttackTerms
 
 _CUTS_KEPT = 2  # of how many cuts fitted attackers stay, for those that are built on them
 
@@ -135,10 +135,20 @@ class Listener:
     on_tuned: Callable[[Cut, str, Score], None] = lambda cut, name, score: None
 
 
+class Crew(Protocol):
+    """Who makes the attacks of searches, where it is not the process of the search itself."""
+
+    purpose: str
+
+    def work(self, search: Search, study: optuna.Study) -> None:
+        """Have made, and record, what `search` wants, until it wants nothing more."""
+
+
 class Search:
     """One search over the cuts of one model.
 
-    A subclass that does not certify has trials that are never feasible.
+    A subclass that does not certify has trials that are never feasible; one that keeps no pictures
+    stores no reconstructions.
 
     Args:
         cuts: In execution order.
@@ -148,10 +158,12 @@ class Search:
         course: What is asked, and how far the search goes.
         storage: Where trials are kept.
         listener: Is told of progress.
+        crew: Who makes the attacks; None is this process.
     """
 
     purpose = "search"
     certifies = True
+    keeps_pictures = True
 
     def __init__(
         self,
@@ -162,7 +174,9 @@ class Search:
         course: Course,
         storage: BaseStorage,
         listener: Listener | None = None,
+        crew: Crew | None = None,
     ) -> None:
+        self.crew = crew
         self.cuts = list(cuts)
         self.latencies = list(latencies)
         self.bench = bench
@@ -225,6 +239,11 @@ class Search:
             return self._run(workers)
 
     def _run(self, workers: int) -> Outcome:
+        if self.crew is not None:
+            study = self._study()
+            self.outcome.study = study.study_name
+            self.crew.work(self, study)
+            return self.outcome
         with alone(self.storage, "claims"):
             study = self._study()
             self.outcome.study = study.study_name
@@ -252,6 +271,8 @@ class Search:
                 [self.key(cut, a, n) for cut in self.cuts for n, a in self.panel.items()],
                 self.course.exhaustive,
                 self.purpose,
+                # A queue of its own: who works in one process takes nothing out of it.
+                *([] if self.crew is None else [self.crew.purpose]),
             ]
         )
         study = optuna.create_study(
@@ -301,15 +322,22 @@ class Search:
                 self._take_up(job, found[key].user_attrs, second=True)
 
     def _take_up(self, job: Job, attrs: dict[str, Any], second: bool) -> None:
+        found = self.usable(job, attrs, second)
+        if found is not None:
+            self.record(job, *found)
+            self.outcome.reused += 1
+
+    def usable(
+        self, job: Job, attrs: Mapping[str, Any], second: bool
+    ) -> tuple[Attack, StoredAttack] | None:
+        """What a trial holds of a job, or None where that is no evidence for this search."""
         stored = StoredAttack.from_attrs(attrs, self.bench.floors)
         if stored is None:
-            return  # not what a search writes: run it
+            return None  # not what a search writes: run it
         result = self.bench.score(stored.per_side).strict
         if not stored.complete and result.low < self.course.threshold:
-            return  # it stopped at a proof for a lower threshold: run it in full
-        attack = self._shown(stored, job, AGAIN if second else "")
-        self.record(job, attack, stored)
-        self.outcome.reused += 1
+            return None  # it stopped at a proof for a lower threshold: run it in full
+        return self._shown(stored, job, AGAIN if second else ""), stored
 
     def _be_careful(self, study: optuna.Study) -> None:
         """What an earlier process was killed at, out of memory for one, is tried more safely."""
@@ -349,6 +377,15 @@ class Search:
             unplaced = self.unplaced()
             return self.plan.next(self.outcome.evidence, running, self.doubts(), unplaced)
         return self._next_of_all(running)
+
+    def foreseen(self, running: Collection[Job], known: Mapping[Job, Evidence]) -> Job | None:
+        """The job that would come next, were what is `known` evidence already."""
+        if not self.course.attack:
+            return None
+        if self.course.exhaustive:
+            return self._next_of_all({*running, *known})
+        evidence = {**known, **self.outcome.evidence}
+        return self.plan.next(evidence, running, self.doubts(), self.unplaced())
 
     def _next_of_all(self, running: Collection[Job]) -> Job | None:
         # Cut by cut: an attacker then finds fitted what it is built on.
@@ -453,6 +490,7 @@ class Search:
             return None
         attributes = {
             "owner": owner(),
+            LEASE: lease(0),
             CLAIM: self.key(self.cuts[int(cut)], self.panel[name], name),
             "cut_name": self.names[int(cut)],
             "attacker": name,
@@ -476,22 +514,20 @@ class Search:
         """Run one attack and store it, whatever becomes of it."""
         again = self._safer.get(job)
         try:
-            reached = self.attack(job, again or self.panel[job[1]])
+            with Renewed(self.storage, trial._trial_id):
+                reached = self.attack(job, again or self.panel[job[1]])
         except Failed as failure:
             self._fail(study, trial, job, failure)
             return
         except BaseException:
             self._leave(study, trial)
             raise
-        self._count(reached.own_steps, reached.own_seconds)
+        self.count(reached.own_steps, reached.own_seconds)
         cut = self.cuts[job[0]]
         stored = StoredAttack.of(reached, self.key(cut, again or self.panel[job[1]], job[1]))
-        attributes = stored.to_attrs()
+        attributes = {**stored.to_attrs(), **scores_of(reached)}
         attributes["cut_name"] = cut.name
         attributes["cut_index"] = job[0]
-        attributes["score"] = reached.score.value
-        attributes["score_high"] = reached.score.high
-        attributes["ssim_raw"] = reached.score.raw
         if again is not None:
             attributes[SECOND_FOR] = self.key(cut, self.panel[job[1]], job[1])
         attack = self._shown(stored, job, AGAIN if again is not None else "")
@@ -511,14 +547,21 @@ class Search:
         except BaseException:
             self._leave(study, trial)
             raise
-        self._tell(cut, attack)
+        self.tell(cut, attack)
 
     def _fail(self, study: optuna.Study, trial: Trial, job: Job, failure: Failed) -> None:
         """Store a failure; without a second try it is the evidence, and counts as leaking."""
         with suppress(UpdateFinishedTrialError):
             trial.set_user_attr("note", str(failure))
             study.tell(trial, state=TrialState.FAIL)
-        if job not in self._safer and self._try_again(job):
+        self.failed(job, failure)
+
+    def failed(self, job: Job, failure: Failed, *, for_good: bool = False) -> None:
+        """An attack failed: it is tried again with safer settings, or counts as leaking.
+
+        For good, where that is not for the settings to mend.
+        """
+        if not for_good and job not in self._safer and self._try_again(job):
             return
         failed = Attack(
             attacker=job[1],
@@ -529,8 +572,8 @@ class Search:
             seconds=failure.seconds,
         )
         self.record(job, failed)
-        self._count(failure.image_steps, failure.seconds)
-        self._tell(self.cuts[job[0]], failed)
+        self.count(failure.image_steps, failure.seconds)
+        self.tell(self.cuts[job[0]], failed)
 
     def _leave(self, study: optuna.Study, trial: Trial) -> None:
         """Stop, and leave the trial to whoever comes next, as far as the storage still lets us."""
@@ -559,11 +602,23 @@ class Search:
             torch.cuda.empty_cache()
         return True
 
-    def attack(self, job: Job, attacker: Attacker, *, to_the_end: bool = False) -> Reached:
-        """Attack the cut of a job.
+    def terms(self, job: Job, *, to_the_end: bool = False) -> AttackTerms:
+        """What the attack of a job goes by.
 
         Training stops at proof of a leak, unless it is to go on `to_the_end`, as with settings that
         `--tune` tries, which nobody else is built on.
+        """
+        in_full = self.course.exhaustive or to_the_end
+        return AttackTerms(
+            seed=self.bench.seed,
+            leaks_from=None if in_full else self.course.threshold,
+            private=to_the_end,
+            ceiling=1 if to_the_end else self.course.ceiling,
+            threshold=self.course.threshold,
+        )
+
+    def attack(self, job: Job, attacker: Attacker, *, to_the_end: bool = False) -> Reached:
+        """Attack the cut of a job, by its `terms`.
 
         Raises:
             Failed: The attack failed.
@@ -571,38 +626,24 @@ class Search:
         what = f"{job[1]} on {self.names[job[0]]}"
 
         def progress(share: float) -> None:
-            self._stop_if_cancelled()
+            self.stop_if_cancelled()
             self.listener.on_progress(what, share)
 
-        in_full = self.course.exhaustive or to_the_end
-        wish = Wish(
-            also=self._likely_next(job[0]),
-            leaks_from=None if in_full else self.course.threshold,
-            fitted=self._members(job[0]),
-            private=to_the_end,
-            progress=progress,
-        )
-        ceiling = 1 if to_the_end else self.course.ceiling
-        return attempt_until_settled(
-            self.bench, self.cuts[job[0]], attacker, wish, ceiling, self.course.threshold
-        )
+        terms, members = self.terms(job, to_the_end=to_the_end), self._members(job[0])
+        wish = terms.wish(self.likely_next(job[0]), members, progress)
+        return terms.attempted(self.bench, self.cuts[job[0]], attacker, wish)
 
     def keep_pictures(self, trial: Trial, reached: Reached, key: str) -> None:
         """Reconstructions beside originals, for reports and as an artifact of the trial."""
-        few = range(min(pictures.SHOWN, len(reached.unseen.images)))
-        with torch.no_grad():
-            rebuilt = reached.attacker.reconstruct(reached.unseen.features.take(few))
-        path = pictures.save(key, reached.unseen.images[: len(few)], rebuilt)
-        folder = cache_dir("artifacts")
-        with written_to(folder):
-            artifacts = FileSystemArtifactStore(str(folder))
-            upload_artifact(artifact_store=artifacts, file_path=str(path), study_or_trial=trial)
+        if self.keeps_pictures:
+            keep_pictures(self.storage, trial._trial_id, reached, key)
 
-    def _stop_if_cancelled(self) -> None:
+    def stop_if_cancelled(self) -> None:
+        """Raise where the search was given up."""
         if self._cancelled.is_set():
             raise KeyboardInterrupt
 
-    def _likely_next(self, index: int) -> list[Cut]:
+    def likely_next(self, index: int) -> list[Cut]:
         """Cuts whose features the same pass should make: those not yet proven to leak."""
         verdicts = self.verdicts()
         order = [*reversed(range(index + 1)), *range(index + 1, len(self.cuts))]
@@ -625,12 +666,14 @@ class Search:
             self.outcome.evidence[job] = Evidence.of(attack, self.bench.scale, self.course.interval)
             self.outcome.attacks[job] = attack
 
-    def _count(self, image_steps: int, seconds: float) -> None:
+    def count(self, image_steps: int, seconds: float) -> None:
+        """Add an attack that ran to what the search cost."""
         with self._lock:
             self.outcome.run += 1
             self.outcome.image_steps += image_steps
             self.outcome.seconds += seconds
 
-    def _tell(self, cut: Cut, attack: Attack) -> None:
+    def tell(self, cut: Cut, attack: Attack) -> None:
+        """Tell the listener of an attack."""
         floor = attack.low if self.course.interval else attack.score
         self.listener.on_done(cut, attack, floor is not None and floor >= self.course.threshold)

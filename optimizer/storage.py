@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -19,6 +22,8 @@ from ..cache import cache_dir, locked
 from ..errors import PartoptError, StorageError, UsageError, first_line
 from ..hashing import hash_json
 from .journal import DamageError, Journal, open_journal
+from .leases import LEASE, Silence
+from .urls import driven, hidden, named, scrubbed
 
 
 def open_storage(url: str | None) -> tuple[BaseStorage, str]:
@@ -38,15 +43,55 @@ def open_storage(url: str | None) -> tuple[BaseStorage, str]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return open_journal(path, ours=url is None), path.name
-        return optuna.storages.RDBStorage(url), url.partition("@")[2] or url
+        return _database(url), named(url)
     except PartoptError:
         raise
     except Exception as error:
-        reason = first_line(error, 160)
+        reason = scrubbed(first_line(error, 160), url or "")
+        if isinstance(error, ImportError):
+            reason = (
+                "the package that speaks to it is not installed: pip install 'partopt[fleet]' for "
+                "PostgreSQL, pymysql for MySQL"
+            )
+        # Not `from error`: a traceback would show what the driver says of the password.
         raise UsageError(
-            f"`storage` got {url!r}, which cannot be opened ({reason}); "
+            f"`storage` got {hidden(url or '')!r}, which cannot be opened ({reason}); "
             "give a .journal file or a database URL"
-        ) from error
+        ) from None
+
+
+def close(storage: BaseStorage) -> None:
+    """Close the connections of a database; it can be used again."""
+    engine = getattr(getattr(storage, "_backend", storage), "engine", None)
+    if engine is not None:
+        storage.remove_session()
+        engine.dispose()
+
+
+_CONNECTING_S = 10  # until a server that does not answer counts as out of reach
+_TIMED = ("psycopg", "psycopg2", "pymysql", "mysqldb")
+
+
+def _database(url: str) -> BaseStorage:
+    """A database by its URL; what is finished in it is read once a process."""
+    url = driven(url)
+    scheme = url.partition("://")[0]
+    keywords: dict[str, Any] = {}
+    if scheme.partition("+")[0] in ("postgresql", "mysql"):
+        keywords["pool_pre_ping"] = True  # a server may have been started again
+        if scheme.partition("+")[2] in _TIMED:
+            keywords["connect_args"] = {"connect_timeout": _CONNECTING_S}
+    for left in reversed(range(4)):
+        try:
+            storage = optuna.storages.RDBStorage(url, engine_kwargs=keywords)
+            return optuna.storages.get_storage(storage)
+        except Exception as error:
+            # Several processes that are the first at a new database all make its tables.
+            text = str(error).lower()
+            if not left or not ("already exists" in text or "duplicate" in text):
+                raise
+            time.sleep(0.2 + random.random())
+    raise AssertionError("unreachable")
 
 
 def finished(storage: BaseStorage, keys: Iterable[str]) -> dict[str, FrozenTrial]:
@@ -76,18 +121,25 @@ def spoken(storage: BaseStorage) -> Iterator[None]:
             f"the journal {_name(storage)!r} was damaged in line {damage.line} while it was in "
             "use; run the same command again"
         ) from damage
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except (SQLAlchemyError, StorageInternalError) as error:
         raise StorageError(
-            f"the storage {_name(storage)!r} failed ({first_line(error, 160)}); what was finished "
+            f"the storage {_name(storage)!r} failed ({_reason(storage, error)}); what was finished "
             "is kept: see to the database and run the same command again"
         ) from error
+
+
+def _reason(storage: BaseStorage, error: BaseException) -> str:
+    """What a database says: its own error, where Optuna has put one of its around it."""
+    inner = error.__cause__ if isinstance(error, StorageInternalError) else None
+    url = str(getattr(getattr(storage, "_backend", storage), "url", ""))
+    return scrubbed(first_line(inner or error, 160), url)
 
 
 def _name(storage: BaseStorage) -> str:
     inner = getattr(storage, "_backend", storage)
     if isinstance(inner, Journal):
         return str(inner.path.resolve())
-    return str(getattr(inner, "url", type(inner).__name__)).rpartition("@")[2]
+    return named(str(getattr(inner, "url", type(inner).__name__)))
 
 
 def alone(
@@ -154,22 +206,38 @@ def claimed(storage: BaseStorage, keys: Iterable[str]) -> dict[str, dict[str, An
             study._study_id, deepcopy=False, states=(TrialState.RUNNING,)
         ):
             key = trial.user_attrs.get(CLAIM)
-            who = trial.user_attrs.get("owner") or {}
-            if key in wanted and whereabouts(who) != "gone":
-                found[key] = dict(who)
+            if key in wanted and not is_gone(trial):
+                found[key] = dict(trial.user_attrs.get("owner") or {})
     return found
 
 
+_SILENCE = Silence()
+
+
+def is_gone(trial: FrozenTrial) -> bool:
+    """Whether nobody is at a running trial any more, as far as it can be known from here.
+
+    Of a process of this machine that is whether it lives; another machine's has to renew the lease
+    of its trial. Trials of versions before leases have none, and are left alone.
+    """
+    where = whereabouts(trial.user_attrs.get("owner") or {})
+    return where == "gone" or (
+        where == "elsewhere" and LEASE in trial.user_attrs and _SILENCE.of(trial)
+    )
+
+
 def fail_orphans(study: optuna.Study) -> int:
-    """Mark running trials whose process on this machine is gone as failed; return how many."""
+    """Mark running trials that nobody is at any more as failed; return how many."""
     count = 0
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        who = trial.user_attrs.get("owner") or {}
-        if whereabouts(who) != "gone":
+        if not is_gone(trial):
             continue
-        if who.get("claim") not in _GIVEN_UP:
-            study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
-        study.tell(trial.number, state=TrialState.FAIL)
+        try:
+            if (trial.user_attrs.get("owner") or {}).get("claim") not in _GIVEN_UP:
+                study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
+            study.tell(trial.number, state=TrialState.FAIL)
+        except (UpdateFinishedTrialError, ValueError):
+            continue  # another process was faster
         count += 1
     return count
 

@@ -31,6 +31,12 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def scores_of(reached: Reached) -> dict[str, float]:
+    """Figures of an attack as attributes of its trial, for whoever looks at the study."""
+    score = reached.score
+    return {"score": score.value, "score_high": score.high, "ssim_raw": score.raw}
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredAttack:
     """What is kept of an attack that ran.

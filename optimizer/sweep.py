@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from optuna.trial import Trial
 
 from ..attackers.base import Attacker
 from ..attackers.decoder import Decoder
@@ -28,7 +27,6 @@ from ..attackers.sketch import Sketch
 from ..config import Attack, Lead
 from ..config import Sweep as StoredSweep
 from ..graph.build import Cut
-from .attempt import Reached
 from .limits import Held
 from .plan import Job
 from .rule import Verdict
@@ -62,6 +60,7 @@ class _Sweeping(Search):
 
     purpose = "sweep"
     certifies = False
+    keeps_pictures = False  # a sweep has many cuts, and nobody looks at them one by one
 
     def __init__(
         self,
@@ -70,12 +69,9 @@ class _Sweeping(Search):
         panel: Mapping[str, Attacker],
         wanted: frozenset[Job],
     ) -> None:
-        course = search.course.aside()
-        super().__init__(cuts, [], search.bench, panel, course, search.storage, search.listener)
+        course, listener, crew = search.course.aside(), search.listener, search.crew
+        super().__init__(cuts, [], search.bench, panel, course, search.storage, listener, crew)
         self.wanted = wanted
-
-    def keep_pictures(self, trial: Trial, reached: Reached, key: str) -> None:
-        """None: a sweep has many cuts, and nobody looks at them one by one."""
 
     def _next_of_all(self, running: Collection[Job]) -> Job | None:
         for i in reversed(range(len(self.cuts))):

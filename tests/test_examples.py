@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from importlib import metadata
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 import yaml
 from PIL import Image
 
@@ -163,6 +165,53 @@ def test_deploying(here, capsys):
     capsys.readouterr()
     assert cli.run([*run, "--json"]) == 0
     assert loaded_answer(here) in capsys.readouterr().out
+
+
+def fleet_commands() -> tuple[list[str], dict[str, list[str]]]:
+    """The search, and the workers of each example by its file."""
+    folder = EXAMPLES / "fleet"
+    (find,) = commands("fleet/find.sh")
+    found = {}
+    for name in ("slurm.sh", "gpus.sh"):
+        text = (folder / name).read_text().replace("\\\n", " ")
+        (line,) = [x.strip() for x in text.splitlines() if "partopt worker " in x]
+        found[name] = shlex.split(line.removeprefix("exec ").removesuffix("&"))[1:]
+    job = yaml.safe_load((folder / "kubernetes.yml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["partopt", "worker"]
+    assert {"name": "photos", "mountPath": "/photos", "readOnly": True} in container["volumeMounts"]
+    found["kubernetes.yml"] = ["worker", *container["args"]]
+    return find, found
+
+
+def test_every_worker_of_the_fleet_is_told_the_inputs_of_its_search():
+    find, workers = fleet_commands()
+    command = typer.main.get_command(cli.app).commands
+    wanted = command["find"].make_context("find", find[1:]).params
+    for name, told in workers.items():
+        found = command["worker"].make_context("worker", told[1:]).params
+        for option in ("model", "weights", "mean", "std", "input_size"):
+            assert found[option] == wanted[option], (name, option)
+        assert str(found["data"]).strip("/") == str(wanted["data"]) == "photos"
+        assert found["idle"] > 0
+
+
+def test_fleet(here, monkeypatch):
+    """The search in this process, a worker of the array in one of its own."""
+    find, workers = fleet_commands()
+    storage = str(here / "fleet.journal")
+    monkeypatch.setenv("PARTOPT_STORAGE", storage)
+    monkeypatch.setenv("PYTHONPATH", str(here))
+    run = [sys.executable, "-W", "ignore", "-m", "partopt", *workers["slurm.sh"]]
+    with subprocess.Popen(run, stderr=subprocess.PIPE, text=True) as worker:
+        code = cli.run([*find, "--ssim", "1", "--repetitions", "1", "--resolution", "32"])
+        worker.terminate()
+        said = worker.communicate(timeout=60)[1]
+    assert code in (0, 6)
+    assert worker.returncode == 0, "told to stop, it ends in order"
+    found = SplitConfig.read("network.split.json")
+    assert f"{found.search.trials_run} attacks made" in said
+    assert found.cut is not None
 
 
 def loaded_answer(folder: Path) -> str:

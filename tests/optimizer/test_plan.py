@@ -179,3 +179,17 @@ def test_by_halves_what_was_asked_for_comes_first():
         for i, v in enumerate(FALLING)
     }
     assert plan.next(found) == (5, "decoder")
+
+
+def test_by_halves_other_workers_go_on_with_what_may_come_after():
+    plan = Plan(NAMES, RANKS, 0.2, lambda safe, i: True, halving=Halving(full=(), fastest=min))
+    found = {
+        (i, "linear"): Evidence(Score(v, v, v, v, v, v, "corrected"), True)
+        for i, v in enumerate([0.1] * 8)
+    }
+    running = set()
+    while (job := plan.next(found, running)) is not None:
+        running.add(job)
+    assert running == {(i, "decoder") for i in range(8)}
+    assert plan.next(found) == (4, "decoder")
+    assert plan.next(found, {(4, "decoder")}) == (2, "decoder")

@@ -59,6 +59,7 @@ SAID = {
     "repetitions": 8,
     "profile": target({"late": 1.0}, enclave="native", batch=7, repetitions=8),
     "storage": "s.journal",
+    "artifacts": "pictures",
     "feature_cache_gib": 1.5,
     "worst_share": 0.05,
     "worst_retrieval": 0.1,
