@@ -27,7 +27,7 @@ from partopt.attackers.sketch import Sketch
 from partopt.optimizer.confirm import confirm
 from partopt.optimizer.coordinator import Pace
 from partopt.optimizer.storage import open_storage
-from partopt.optimizer.sweep import sweep
+from partopt.optimizer.sweep import Sweepers, sweep
 from partopt.optimizer.worker import WorkerPace
 
 PACE = Pace(patience=6.0, poll=0.02)
@@ -68,7 +68,7 @@ def whole(storage, fleet: bool) -> dict:
     search.run(1)
     chosen = search.answer()
     assert chosen is not None
-    swept = sweep(search, small.cuts, chosen, Sketch(**SKETCH), 1)
+    swept = sweep(search, small.cuts, chosen, Sweepers(sketch=Sketch(**SKETCH)), 1)
     again = confirm(search, None, 1)
     return {
         "answer": search.names[chosen],
@@ -79,7 +79,7 @@ def whole(storage, fleet: bool) -> dict:
             ([list(job), a.model_dump()] for more in again for job, a in told(more).items()),
             key=str,
         ),
-        "swept": [swept.lead, swept.proportion, [c.name for c in swept.suspects]],
+        "swept": [swept.ahead["sketch"].model_dump(), [c.name for c in swept.suspects]],
     }
 
 
