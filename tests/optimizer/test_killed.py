@@ -42,7 +42,7 @@ def test_who_is_killed_changes_nothing(postgres, tmp_path):
 
 @pytest.mark.slow
 def test_eight_workers_and_their_coordinator_are_killed_fifty_times(postgres, tmp_path):
-    found = killed(postgres(), tmp_path, 8, 50, LAYERS="24", TOOK="4", EVERY="1.6")
+    found = killed(postgres(), tmp_path, 8, 50, LAYERS="24", TOOK="6", EVERY="1.6")
     hold(found, 50)
     assert found["states"].get("FAIL", 0) >= 5, "it was to hit workers at work"
     assert found["killed"]["coordinators"] >= 3
