@@ -61,8 +61,9 @@ MAY_IMPORT = {
     "inside": {"inside", "wire", "program"},
     "wire": {"wire"},
     "program": {"program", "wire"},
-    "bundles": {"bundles", "program", "wire"},
-    "": {"", "bundles", "program", "wire"},
+    "lowering": {"lowering", "program", "wire"},
+    "bundles": {"bundles", "lowering", "program", "wire"},
+    "": {"", "bundles", "lowering", "program", "wire"},
 }
 RUNNER = ROOT / "enclave_runner"
 
