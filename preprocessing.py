@@ -97,7 +97,7 @@ class Preprocessing:
         Bit for bit `normalise` of its values divided by 255.
         """
         mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (unit[None].astype(np.float32) / np.float32(255) - mean) / std
+        return np.asarray((unit[None].astype(np.float32) / np.float32(255) - mean) / std)
 
     def as_dict(self) -> dict[str, Any]:
         """All settings as plain values."""
@@ -115,7 +115,7 @@ def _kept(length: int, side: int) -> slice:
 
 
 def _to_bytes(levels: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(levels, 0, 255)), np.uint8)
 
 
 def from_torchvision(preset: Any) -> Preprocessing:

@@ -58,18 +58,19 @@ def taps(length: int, target: int, kept: slice, mode: str) -> Taps:
 
 
 def _triangle(away: np.ndarray) -> np.ndarray:
-    return np.where(away < 1, 1 - away, np.float32(0))
+    return np.asarray(np.where(away < 1, 1 - away, np.float32(0)))
 
 
 def _cubic(away: np.ndarray) -> np.ndarray:
-    near = _fused(_fused(1.5, away, -2.5) * away, away, 1.0)
+    near: np.ndarray = _fused(_fused(1.5, away, -2.5) * away, away, 1.0)
     far = _fused(_fused(_fused(-0.5, away, 2.5), away, -4.0), away, 2.0)
-    return np.where(away < 1, near, np.where(away < 2, far, np.float32(0)))
+    return np.asarray(np.where(away < 1, near, np.where(away < 2, far, np.float32(0))))
 
 
 def _fused(a: float | np.ndarray, b: np.ndarray, c: float | np.ndarray) -> np.ndarray:
     """a * b + c, rounded once: a product of two singles is exact in double precision."""
-    return (np.multiply(a, b, dtype=np.float64) + c).astype(np.float32)
+    found: np.ndarray = (np.multiply(a, b, dtype=np.float64) + c).astype(np.float32)
+    return found
 
 
 def resized(
@@ -109,7 +110,7 @@ def _summed(source: np.ndarray, how: Taps) -> np.ndarray:
     # Of the taps after the first, these are multiplied and added with two roundings.
     apart = (how.count - 1) // _LANES * _LANES
     taken = np.take(source, how.first, axis=0)
-    total = taken * how.weights[:, :1]
+    total: np.ndarray = taken * how.weights[:, :1]
     for step in range(1, how.weights.shape[1]):
         weights = how.weights[:, step : step + 1]
         np.take(source, how.first + step, axis=0, out=taken, mode="clip")

@@ -17,7 +17,7 @@ from .bundles.bundle import SPLIT, parts_of
 from .client import Answer, Client
 from .orchestrator import ServeOptions, Service
 from .probing import Probe
-from .program.parts import load_program
+from .program.loading import load_program
 from .program.programs import Program
 from .program.recording import join
 

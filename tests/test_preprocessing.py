@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from partopt import preprocessing
 from partopt.errors import PictureError
 from partopt.graph import torchvision_cpu as _torchvision
-from partopt import preprocessing
 from partopt.preprocessing import Preprocessing
 from partopt.resizing import resized
 
@@ -95,7 +95,13 @@ def test_a_thin_picture_takes_little_memory(shape):
 def test_levels_are_bit_for_bit_pytorchs(mode):
     """Before they are rounded to bytes, where a difference would hide."""
     rng = np.random.default_rng(0)
-    sizes = [(90, 75, 51, 42), (600, 30, 100, 9), (20, 17, 64, 54), (64, 64, 32, 32), (7, 300, 5, 99)]
+    sizes = [
+        (90, 75, 51, 42),
+        (600, 30, 100, 9),
+        (20, 17, 64, 54),
+        (64, 64, 32, 32),
+        (7, 300, 5, 99),
+    ]
     sizes += [tuple(int(n) for n in rng.integers(3, 300, 4)) for _ in range(20)]
     for height, width, high, wide in sizes:
         channel = rng.integers(0, 256, (height, width), dtype=np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-import torch
+import numpy as np
 from PIL import (
     BmpImagePlugin,
     JpegImagePlugin,
@@ -29,7 +29,7 @@ _ON_DEMAND = (MpoImagePlugin, TiffImagePlugin)
 _LARGE = 2_000_000  # pixels from which on memory is given back
 
 
-def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch.Tensor:
+def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> np.ndarray:
     """An encoded image as the model's input, shape (1, 3, H, W).
 
     Raises:
@@ -50,4 +50,4 @@ def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch
     if large:
         del pixels
         give_back()
-    return preprocessing.normalise(torch.from_numpy(unit.copy())[None].float() / 255)
+    return preprocessing.prepared(unit)

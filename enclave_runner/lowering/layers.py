@@ -146,7 +146,11 @@ def _adaptive(op: str, count: int) -> Lowering:
 
 def _adaptive_with_places(count: int) -> Lowering:
     lower = _adaptive("MaxPool", count)
-    return lambda w, a, result: [str(lower(w, a, result[0])), ""]
+
+    def with_places(w: Writer, a: Args, result: Any) -> list[str]:
+        return [str(lower(w, a, result[0])), ""]
+
+    return with_places
 
 
 def _or(w: Writer, value: Value | None, count: int, fill: float) -> str:
@@ -168,6 +172,10 @@ def _batch_norm(w: Writer, a: Args, result: Value) -> str:
         w.name(a["running_var"]),
         epsilon=float(a["eps"]),
     )
+
+
+def _batch_norm_alone(w: Writer, a: Args, result: Any) -> list[str]:
+    return [_batch_norm(w, a, result[0]), "", ""]
 
 
 def _layer_norm(w: Writer, a: Args, result: Value) -> str:
@@ -266,11 +274,7 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.adaptive_max_pool1d.default": _adaptive_with_places(1),
     "aten.adaptive_max_pool2d.default": _adaptive_with_places(2),
     "aten.batch_norm.default": _batch_norm,
-    "aten._native_batch_norm_legit_no_training.default": lambda w, a, r: [
-        _batch_norm(w, a, r[0]),
-        "",
-        "",
-    ],
+    "aten._native_batch_norm_legit_no_training.default": _batch_norm_alone,
     "aten.layer_norm.default": _layer_norm,
     "aten.group_norm.default": _group_norm,
     "aten.instance_norm.default": _instance_norm,

@@ -50,7 +50,7 @@ def optimised(model: bytes, level: str) -> bytes:
 
 
 def _plain(model: object) -> bytes:
-    """A model in the form that workers read: raw tensors, no texts, no domains that are not used."""
+    """A model in the form that workers read: raw tensors, no texts, no unused domains."""
     from onnx import ModelProto, helper, numpy_helper
 
     assert isinstance(model, ModelProto)

@@ -143,7 +143,8 @@ def _split(w: Writer, a: Args, result: Any) -> list[str]:
 
 
 def _unbind(w: Writer, a: Args, result: Any) -> list[str]:
-    x, dim, name = a["self"], _at(a["dim"], a["self"].ndim), w.name(a["self"])
+    x = a["self"]
+    name, dim = w.name(x), _at(a["dim"], x.ndim)
     return [w.node("Gather", name, w.number(i, torch.int64), axis=dim) for i in range(len(result))]
 
 

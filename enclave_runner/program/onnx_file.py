@@ -306,8 +306,8 @@ def _tensor(data: memoryview) -> tuple[str, Tensor]:
         raise _refused(f"a tensor of an impossible type or shape ({name[:40]!r})")
     if math.prod(dims) * ITEM_BYTES[kind] != len(raw):
         raise BundleError(
-            f"the ONNX file's tensor {name[:40]!r} says that it has {math.prod(dims)} elements, and "
-            f"has {len(raw)} bytes; export again"
+            f"the ONNX file's tensor {name[:40]!r} says that it has {math.prod(dims)} elements, "
+            f"and has {len(raw)} bytes; export again"
         )
     return name, Tensor(tuple(dims), kind, raw)
 

@@ -62,7 +62,8 @@ def sizes(model: Model, inputs: Mapping[str, Sequence[int]]) -> list[tuple[tuple
     """Shape and type of each output, for inputs of these shapes.
 
     Raises:
-        BundleError: Other inputs, a node that does not work on them, or more memory than a program may take.
+        BundleError: Other inputs, a node that does not work on them, or more memory than a
+            program may take.
     """
     values: dict[str, Val] = {name: _stored(tensor) for name, tensor in model.tensors.items()}
     if {name for name, _ in model.inputs} != inputs.keys():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .onnx_file import BOOL, FLOAT, INT64, Node
+from .onnx_file import BOOL, INT64, Node
 
 MS, NCHWC = "com.microsoft", "com.microsoft.nchwc"
 _BLOCK = 16  # the most channels that a layout of blocks rounds up to
@@ -425,14 +425,12 @@ Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Clip Cos Cosh Elu Erf Exp Floor G
 HardSwish Identity LeakyRelu Log LogSoftmax Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid
 Sign Sin Sinh Softmax Softplus Sqrt Tan Tanh InstanceNormalization
 """
-_FLOATS = (FLOAT, 11)
+_BINARY = "Add Sub Mul Div Min Max Mod Pow PRelu And Or Xor"
+_COMPARED = "Equal Greater GreaterOrEqual Less LessOrEqual"
 RULES: dict[tuple[str, str], Rule] = {
     **{("", op): _same for op in _POINTWISE.split()},
-    **{
-        ("", op): _together(None)
-        for op in "Add Sub Mul Div Min Max Mod Pow PRelu And Or Xor".split()
-    },
-    **{("", op): _together(BOOL) for op in "Equal Greater GreaterOrEqual Less LessOrEqual".split()},
+    **{("", op): _together(None) for op in _BINARY.split()},
+    **{("", op): _together(BOOL) for op in _COMPARED.split()},
     ("", "IsNaN"): lambda node, ins: [Val(ins[0].shape, BOOL)],
     ("", "Where"): _where,
     ("", "Cast"): _cast,
@@ -464,7 +462,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "SpaceToDepth"): _space_to_depth,
     **{
         ("", f"Reduce{kind}"): _reduced
-        for kind in "L1 L2 LogSumExp Max Mean Min Prod Sum SumSquare".split()
+        for kind in ["L1", "L2", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
     },
     ("", "ArgMax"): _reduced,
     ("", "ArgMin"): _reduced,

@@ -23,7 +23,8 @@ from partopt.enclave_runner import orchestrator
 from partopt.enclave_runner.bundles.export import SEALED, Build, Source, export
 from partopt.enclave_runner.client import Client
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
-from partopt.enclave_runner.program.parts import WEIGHTS, Part, load_program
+from partopt.enclave_runner.program.loading import load_program
+from partopt.enclave_runner.program.parts import WEIGHTS, Part
 from partopt.enclave_runner.program.sealing import read_key, unseal
 from partopt.enclave_runner.wire import areas, messages
 from partopt.errors import ServiceError
@@ -90,8 +91,18 @@ class Made:
         return Path(shutil.copytree(self.folder, to))
 
     def logits(self, image: bytes) -> torch.Tensor:
-        """The unsplit model's answer, with one thread as the workers have."""
+        """The unsplit model's answer, with one thread as the workers have.
+
+        Of a head that ONNX Runtime runs: the tail's answer to what it gives, to the bit.
+        """
         x = self.prepared(image)
+        part = Part.read(self.folder / "head")
+        if part.engine == "ort":
+            from partopt.enclave_runner.program.ort_engine import load as load_head
+
+            head = load_head(self.folder / "head", part, self.key, 1)
+            tail = load_program(self.folder / "tail", Part.read(self.folder / "tail"), None)
+            return tail(*map(torch.from_numpy, head(x.numpy())))[0]
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -165,15 +176,33 @@ def nets(tmp_path_factory):
     patch.undo()
 
 
+# `PARTOPT_TEST_ENGINE=ort pytest tests/enclave_runner` runs all of it with the other engine's bundle.
+ENGINE = os.environ.get("PARTOPT_TEST_ENGINE", "torch")
+
+
 @pytest.fixture(scope="session")
-def made(nets) -> Made:
-    split, loaded = split_config(nets, "runnets:Net", "mid.2")
+def net_split(nets) -> tuple[Path, LoadedModel]:
+    return split_config(nets, "runnets:Net", "mid.2")
+
+
+def bundle_of(folder: Path, net_split: tuple[Path, LoadedModel], **build) -> Made:
+    split, loaded = net_split
     done = export(
         Source(split=split, accept_screening=True, trust_model=True),
-        nets / "bundle",
-        build=Build(batch=4),
+        folder,
+        build=Build(batch=4, **build),
     )
     return Made(done.folder, read_key(done.key), split, loaded)
+
+
+@pytest.fixture(scope="session")
+def made(nets, net_split) -> Made:
+    return bundle_of(nets / "bundle", net_split, engine=ENGINE)
+
+
+@pytest.fixture(scope="session")
+def made_ort(nets, net_split) -> Made:
+    return bundle_of(nets / "bundle-ort", net_split, engine="ort", tail_engine="ort")
 
 
 @pytest.fixture

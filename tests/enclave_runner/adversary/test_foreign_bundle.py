@@ -31,8 +31,9 @@ from partopt.enclave_runner.bundles.needs import Needs, worker_of
 from partopt.enclave_runner.bundles.resigning import sign_later
 from partopt.enclave_runner.bundles.trust import SIGNATURE, hold_trusted, sign_bundle, signing_key
 from partopt.enclave_runner.program.allowed import OPERATORS
+from partopt.enclave_runner.program.loading import load_program
 from partopt.enclave_runner.program.operators import operator_named
-from partopt.enclave_runner.program.parts import WEIGHTS, Part, load_program
+from partopt.enclave_runner.program.parts import WEIGHTS, Part
 from partopt.enclave_runner.program.programs import Program
 from partopt.enclave_runner.program.sealing import seal, unseal
 from partopt.errors import BackendError, BundleError, UsageError

@@ -26,7 +26,8 @@ from partopt.enclave_runner.bundles.gramine import Installation
 from partopt.enclave_runner.bundles.manifest import GramineWorker, render
 from partopt.enclave_runner.bundles.needs import worker_of
 from partopt.enclave_runner.bundles.trust import hold_trusted
-from partopt.enclave_runner.program.parts import WEIGHTS, Part, load_program
+from partopt.enclave_runner.program.loading import load_program
+from partopt.enclave_runner.program.parts import WEIGHTS, Part
 from partopt.enclave_runner.program.recording import join
 from partopt.enclave_runner.program.sealing import new_key, read_key, unseal
 from partopt.errors import (
@@ -109,8 +110,8 @@ def test_any_changed_file_is_noticed(made, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 1},
-        {"schema": 3},
+        {"schema": 2},
+        {"schema": 4},
         {"extra": 1},
         {"batch": "x"},
         {"files": {"../x": "0" * 64}},
