@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..arguments.choices import AcceleratorName, EnclaveName, EngineName, SealName, ServiceName, TransportName
+from ..arguments.choices import (
+    AcceleratorName,
+    EnclaveName,
+    EngineName,
+    SealName,
+    ServiceName,
+    TransportName,
+)
 from .console import AsJson, Debug, Shown, out, show, tell, written
 from .options import TrustStoredModel
 
@@ -88,7 +95,7 @@ def export(
     ] = "none",
     engine: Annotated[
         EngineName,
-        typer.Option(help="What runs the head; auto: ONNX Runtime (ort) where it is faster and fits"),
+        typer.Option(help="What runs the head; auto: ONNX Runtime (ort) if it is faster"),
     ] = "torch",
     tail_engine: Annotated[
         EngineName, typer.Option("--tail-engine", help="What runs the tail; ort on a CPU alone")
@@ -189,8 +196,8 @@ def _tell_engine(role: str, use: EngineUse, asked: str) -> None:
     if use.name == "ort":
         off = max(use.differences.values(), default=0.0)
         tell(
-            f"{role} by ONNX Runtime ({use.level}): {use.speedup:.2f}x torch; its tensors differ by "
-            f"{off:.1e} of their standard deviation at most, on {use.images} images"
+            f"{role} by ONNX Runtime ({use.level}): {use.speedup:.2f}x torch; its tensors differ "
+            f"by {off:.1e} of their standard deviation at most, on {use.images} images"
         )
     elif asked == "auto":
         said = "; ".join(f"{name}: {why}" for name, why in use.tried.items())

@@ -34,6 +34,7 @@ from ..program.plain_json import bounded, parsed
 SCHEMA = 3
 FILE, LABELS, SPLIT, NEEDS = "bundle.json", "labels.json", "split.json", "enclave.json"
 README, MANIFEST, SIGSTRUCT = "README.md", "head.manifest.sgx", "head.sig"
+MODULES = "head.modules"
 UNITS = ("partopt-head@.service", "partopt-tail@.service")
 SEALED = {"aes-256-gcm": f"{WEIGHTS}.sealed", "gramine": f"{WEIGHTS}.pf"}
 
@@ -56,9 +57,10 @@ FILES = {
     **{f"systemd/{unit}": 1 << 16 for unit in UNITS},
     MANIFEST: 16 << 20,
     SIGSTRUCT: 1 << 16,
+    MODULES: 256 << 20,
 }
 # Those that come later or hold the identity themselves; all others are part of it.
-UNBOUND = {f"head/{SPEC}", *(f"head/{n}" for n in _SEALED), MANIFEST, SIGSTRUCT}
+UNBOUND = {f"head/{SPEC}", *(f"head/{n}" for n in _SEALED), MANIFEST, SIGSTRUCT, MODULES}
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -149,7 +151,7 @@ class Bundle(_Strict):
         sealed = sealed_file(self.head_engine.name, self.seal)
         head = {f"head/{n}" for n in (SPEC, PROGRAM, sealed)}
         tail = {f"tail/{n}" for n in (SPEC, PROGRAM, WEIGHTS_OF[self.tail_engine.name])}
-        signed = {MANIFEST, SIGSTRUCT} if self.mrenclave is not None else set()
+        signed = {MANIFEST, SIGSTRUCT, MODULES} if self.mrenclave is not None else set()
         return {*head, *tail, SPLIT, NEEDS, README, *(f"systemd/{u}" for u in UNITS), *signed}
 
     def write(self, folder: Path) -> None:

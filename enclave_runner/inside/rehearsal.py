@@ -138,6 +138,7 @@ def main(folder: Path, batch: int, shape: list[int]) -> None:
     """Rehearse and print."""
     codecs.lookup("ascii")  # what Python falls back on where no locale is set
     # The worker itself, and not the other one: each file more is one more to trust.
+    importlib.import_module(".archived", __package__)
     engine = Part.read(folder).engine if batch else ""
     importlib.import_module(f".{engine}_head" if batch else ".probe", __package__)
     runtime = _memory("VmRSS") - _memory("RssFile")

@@ -11,5 +11,11 @@ from pathlib import Path
 from ..program.torch_engine import ENGINE
 from .head import main
 
+
+def start(folder: Path) -> None:
+    """Serve until the orchestrator goes."""
+    main(folder, ENGINE)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), ENGINE)
+    start(Path(sys.argv[1]))

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import BundleError, ExportError, UsageError
+from ...errors import ExportError, UsageError, first_line
 from ..program.onnx_held import held
+from ..program.ort_runtime import How, Session
 from ..program.programs import Program
 from ..program.tensors import to_wire
 from ..program.trial import TOLERANCE, noise, written
@@ -130,32 +131,30 @@ def _models(half: Half) -> dict[str, bytes]:
     return {level: optimised(plain, level) for level in LEVELS}
 
 
-Session = Callable[[Sequence[torch.Tensor]], list[np.ndarray]]
+Runs = Callable[[Sequence[torch.Tensor]], Sequence[np.ndarray]]
 
 
-def session_of(model: bytes) -> Session:
+def session_of(model: bytes) -> Runs:
     """What runs a model on one thread, as a worker does."""
-    from ..program.ort_engine import session
-
     names = [name for name, _ in held(model).inputs]
-    running = session(model, 1)
+    running = Session(model, How())
 
-    def run(given: Sequence[torch.Tensor]) -> list[np.ndarray]:
-        return list(running.run(None, dict(zip(names, to_wire(given), strict=True))))
+    def run(given: Sequence[torch.Tensor]) -> Sequence[np.ndarray]:
+        return running.run(dict(zip(names, to_wire(given), strict=True)))
 
     return run
 
 
 def _within(
     half: Half, models: Mapping[str, bytes]
-) -> tuple[dict[str, tuple[Session, tuple[float, ...]]], dict[str, str]]:
+) -> tuple[dict[str, tuple[Runs, tuple[float, ...]]], dict[str, str]]:
     """Levels whose tensors and answers agree with the traced program's, and why others do not."""
     good, tried = {}, {}
     for level, model in models.items():
         try:
             run = session_of(model)
-        except (BundleError, RuntimeError) as error:
-            tried[f"ort, {level}"] = str(error)
+        except Exception as error:  # what ONNX Runtime raises has no common class
+            tried[f"ort, {level}"] = first_line(error)
             continue
         off, wrong = _compared(half, run)
         names = [i for i, d in enumerate(off) if not d <= TOLERANCE]
@@ -174,7 +173,7 @@ def _within(
     return good, tried
 
 
-def _compared(half: Half, run: Session) -> tuple[tuple[float, ...], str]:
+def _compared(half: Half, run: Runs) -> tuple[tuple[float, ...], str]:
     """Largest difference of each output, as a share of its deviation; why answers do not do."""
     worst: list[float] = []
     squares: list[list[torch.Tensor]] = []
@@ -218,7 +217,7 @@ def _answers_off(half: Half, truth: Sequence[torch.Tensor], found: Sequence[torc
     return ""
 
 
-def _timed(half: Half, sessions: Mapping[str, Session]) -> dict[str, float]:
+def _timed(half: Half, sessions: Mapping[str, Runs]) -> dict[str, float]:
     """Median seconds of computing of each, interleaved, one thread; "" is torch."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

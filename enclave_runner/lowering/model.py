@@ -14,6 +14,7 @@ from ..program.programs import Program
 from . import layers, pointwise, products, shaping
 from .writer import BATCHES, IR_VERSION, OPSET, Grown, NotWritten, Value, Writer, onnx_type
 
+MISSING = "an ONNX model needs the package onnx; pip install 'partopt[ort]', or use --engine torch"
 LOWERINGS: dict[str, pointwise.Lowering] = {
     **pointwise.LOWERINGS,
     **layers.LOWERINGS,
@@ -36,10 +37,7 @@ def lowered(program: Program, example: Sequence[torch.Tensor], dynamic: bool) ->
     try:
         from onnx import helper
     except ImportError:
-        raise ExportError(
-            "an ONNX model needs the packages onnx and onnxruntime; pip install 'partopt[ort]', or "
-            "use --engine torch"
-        ) from None
+        raise ExportError(MISSING) from None
     values = _looked_at(program, example, dynamic)
     inputs = values[: len(program.inputs)]
     for i, value in enumerate(inputs):

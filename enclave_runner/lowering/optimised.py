@@ -9,8 +9,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ...errors import ExportError, first_line
+from ...errors import BackendError, ExportError, first_line
 from ..program.onnx_held import OPSETS, held
+from ..program.ort_runtime import EXTENDED, LAYOUT, How, Session
+from .model import MISSING
 
 LEVELS = ("layout", "extended")
 
@@ -23,25 +25,16 @@ def optimised(model: bytes, level: str) -> bytes:
     """
     try:
         import onnx
-        import onnxruntime
     except ImportError:
-        raise ExportError(
-            "an ONNX model needs the packages onnx and onnxruntime; pip install 'partopt[ort]', or "
-            "use --engine torch"
-        ) from None
-    levels = onnxruntime.GraphOptimizationLevel
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = (
-        levels.ORT_ENABLE_ALL if level == "layout" else levels.ORT_ENABLE_EXTENDED
-    )
+        raise ExportError(MISSING) from None
+    rewritten = LAYOUT if level == "layout" else EXTENDED
     with tempfile.TemporaryDirectory(prefix="partopt-onnx-") as hidden:
         path = Path(hidden) / "model.onnx"
-        options.optimized_model_filepath = str(path)
         try:
-            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            Session(model, How(level=rewritten, saved=str(path)))
             found = onnx.load_model_from_string(path.read_bytes())
+        except BackendError as error:
+            raise ExportError(f"{error}, or use --engine torch") from None
         except Exception as error:  # its errors have no common class
             raise ExportError(f"ONNX Runtime cannot take the head: {first_line(error)}") from None
     data = _plain(found)

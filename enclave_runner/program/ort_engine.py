@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from ...errors import BundleError, first_line
+from ...errors import BackendError, BundleError, first_line
 from ..wire.layouts import DTYPES
 from .engine import Engine, Runs
 from .onnx_file import FLOAT
 from .onnx_held import held, sizes
+from .ort_runtime import How, Session
 from .parts import PROGRAM, WEIGHTS_OF, Part, said_of, weights_of
 from .trial import hold, noise
 
@@ -23,28 +23,6 @@ _DTYPES = dict(
         *((9, "bool"), (11, "float64")),
     )
 )
-
-
-def session(model: bytes, threads: int, profile: str = "") -> onnxruntime.InferenceSession:
-    """What runs `model` as it is: nothing is optimised any more, threads never spin.
-
-    Args:
-        model: Bytes that were looked at by `held`.
-        threads: Compute threads.
-        profile: Prefix of the file that times of operators are written to, or none.
-    """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 4
-    # Memory is the process's own allocator's, whose settings workers share.
-    options.enable_cpu_mem_arena = False
-    if profile:
-        options.enable_profiling, options.profile_file_prefix = True, profile
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def load(folder: Path, part: Part, key: bytes | None, threads: int) -> Runs:
@@ -68,14 +46,16 @@ def load(folder: Path, part: Part, key: bytes | None, threads: int) -> Runs:
     names = [n for n, _ in model.inputs]
     said = said_of(folder, part)
     try:
-        running = session(data, threads)
+        running = Session(data, How(threads=threads))
+    except BackendError:
+        raise
     except Exception as error:  # its errors have no common class
         raise BundleError(f"{name} is not taken by ONNX Runtime: {first_line(error)}") from None
     del data, model
 
     def run(*given: np.ndarray) -> Sequence[np.ndarray]:
         try:
-            return list(running.run(None, dict(zip(names, given, strict=True))))
+            return running.run(dict(zip(names, given, strict=True)))
         except Exception as error:
             raise RuntimeError(first_line(error)) from None
 

@@ -176,7 +176,7 @@ def nets(tmp_path_factory):
     patch.undo()
 
 
-# `PARTOPT_TEST_ENGINE=ort pytest tests/enclave_runner` runs all of it with the other engine's bundle.
+# `PARTOPT_TEST_ENGINE=ort pytest tests/enclave_runner`: all of it with the other engine.
 ENGINE = os.environ.get("PARTOPT_TEST_ENGINE", "torch")
 
 

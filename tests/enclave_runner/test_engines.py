@@ -23,7 +23,6 @@ from partopt.enclave_runner.program.trial import noise, written
 from partopt.errors import BundleError, ExportError, UsageError
 
 
-
 def test_it_answers_as_the_model_does(made_ort, pictures):
     with made_ort.service() as service, service.client() as client:
         for image in pictures[:3]:
@@ -110,8 +109,8 @@ def other_weights(model) -> None:
 def test_a_changed_model_is_refused_before_it_is_run(made_ort, tmp_path, monkeypatch, change, said):
     folder = resealed(made_ort, tmp_path, change)
     ran = []
-    real = ort_engine.session
-    monkeypatch.setattr(ort_engine, "session", lambda *a: ran.append(a) or real(*a))
+    real = ort_engine.Session
+    monkeypatch.setattr(ort_engine, "Session", lambda *a: ran.append(a) or real(*a))
     with pytest.raises(BundleError, match=said):
         ort_engine.load(folder, Part.read(folder), made_ort.key, 1)
     assert bool(ran) == (change is other_weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from partopt.enclave_runner.lowering.model import LOWERINGS, lowered
 from partopt.enclave_runner.lowering.optimised import LEVELS, optimised
 from partopt.enclave_runner.program.allowed import OPERATORS
 from partopt.enclave_runner.program.onnx_held import held, sizes
+from partopt.enclave_runner.program.ort_runtime import PLAIN, How, Session
 from partopt.enclave_runner.program.programs import Program
 from partopt.enclave_runner.program.recording import record
 from partopt.errors import ExportError
@@ -204,14 +204,9 @@ def program_of(net: nn.Module) -> Program:
     return record(net.eval(), [noise(2)], True)
 
 
-def answers(model: bytes, x: torch.Tensor, optimise: bool = False) -> list[torch.Tensor]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(a) for a in session.run(None, {"x0": x.numpy()})]
+def answers(model: bytes, x: torch.Tensor) -> list[torch.Tensor]:
+    session = Session(model, How(level=PLAIN))
+    return [torch.from_numpy(a) for a in session.run({"x0": x.numpy()})]
 
 
 @pytest.mark.parametrize("name", NETS)
