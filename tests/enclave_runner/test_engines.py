@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from partopt.enclave_runner.bench import bench
 from partopt.enclave_runner.bundles import sides
 from partopt.enclave_runner.bundles.bundle import read_bundle
 from partopt.enclave_runner.lowering import choosing
@@ -20,6 +21,7 @@ from partopt.enclave_runner.program import ort_engine
 from partopt.enclave_runner.program.parts import Part, weights_of
 from partopt.enclave_runner.program.recording import record
 from partopt.enclave_runner.program.trial import noise, written
+from partopt.enclave_runner.serve_options import ServeOptions
 from partopt.errors import BundleError, ExportError, UsageError
 
 
@@ -182,3 +184,18 @@ def test_noise_is_the_same_everywhere():
 
 
 KNOWN = [0.578143, -0.154716, 0.833537]
+
+
+def test_a_bench_of_it_has_baselines_by_the_same_engine(made_ort, photo):
+    found = bench(
+        made_ort.folder,
+        photo,
+        ServeOptions(enclave="native"),
+        made_ort.key,
+        insecure=True,
+        requests=10,
+        published=0,
+    )
+    assert {"whole in enclave", "whole outside"} <= found.baselines.keys()
+    assert any("by ONNX Runtime too" in note for note in found.notes)
+    assert any("timed the head by torch, this is ort" in note for note in found.notes)

@@ -60,7 +60,8 @@ def test_a_profile_by_onnx_runtime():
     assert BY_SHARES in found.warnings
     assert found.worker is not None
     heads = [c.enclave.ms for c in found.cuts]
-    assert heads[0] > 0 and heads == sorted(heads)
+    assert heads[0] > 0
+    assert heads == sorted(heads)
     assert heads[-1] <= found.full_enclave.ms * 1.001
     assert verify(graph, cuts[1], found.cuts[1], how).measured_ms > 0
 
