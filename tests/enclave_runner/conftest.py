@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import shutil
@@ -20,12 +21,13 @@ from PIL import Image
 from safetensors.torch import load
 
 from partopt.enclave_runner import orchestrator
-from partopt.enclave_runner.bundles.export import SEALED, Build, Source, export
+from partopt.enclave_runner.bundles.export import Build, Source, export
 from partopt.enclave_runner.client import Client
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
 from partopt.enclave_runner.program.loading import load_program
-from partopt.enclave_runner.program.parts import WEIGHTS, Part
-from partopt.enclave_runner.program.sealing import read_key, unseal
+from partopt.enclave_runner.program.onnx_file import read_onnx
+from partopt.enclave_runner.program.parts import Part, weights_of
+from partopt.enclave_runner.program.sealing import read_key
 from partopt.enclave_runner.wire import areas, messages
 from partopt.errors import ServiceError
 from partopt.images.dead_leaves import dead_leaves
@@ -96,13 +98,9 @@ class Made:
         Of a head that ONNX Runtime runs: the tail's answer to what it gives, to the bit.
         """
         x = self.prepared(image)
-        part = Part.read(self.folder / "head")
-        if part.engine == "ort":
-            from partopt.enclave_runner.program.ort_engine import load as load_head
-
-            head = load_head(self.folder / "head", part, self.key, 1)
+        if self.head.engine == "ort":
             tail = load_program(self.folder / "tail", Part.read(self.folder / "tail"), None)
-            return tail(*map(torch.from_numpy, head(x.numpy())))[0]
+            return tail(self.boundary(x))[0]
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -110,6 +108,28 @@ class Made:
                 return self.loaded.module(x)
         finally:
             torch.set_num_threads(before)
+
+    @property
+    def head(self) -> Part:
+        return Part.read(self.folder / "head")
+
+    def boundary(self, x: torch.Tensor) -> torch.Tensor:
+        """What the head gives away of a prepared image."""
+        engine = importlib.import_module(
+            f"partopt.enclave_runner.program.{self.head.engine}_engine"
+        )
+        (found,) = engine.load(self.folder / "head", self.head, self.key, 1)(x.numpy())
+        return torch.from_numpy(found)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The head's, opened."""
+        data = weights_of(self.folder / "head", self.head, self.key)
+        if self.head.engine == "torch":
+            return load(data)
+        tensors = read_onnx(data).tensors.items()
+        return {
+            n: torch.frombuffer(t.raw, dtype=torch.uint8) for n, t in tensors if len(t.raw) > 64
+        }
 
     def prepared(self, image: bytes) -> torch.Tensor:
         """The preprocessed image."""
@@ -352,11 +372,7 @@ class Crossing:
     def check(self, made, photo, crossed) -> None:
         everything = b"|".join(crossed.values())
         x = made.prepared(photo)
-        sealed = (made.folder / "head" / SEALED).read_bytes()
-        head = Part.read(made.folder / "head")
-        weights = load(unseal(sealed, made.key, f"head/{WEIGHTS}", head.bound))
-        head = load_program(made.folder / "head", Part.read(made.folder / "head"), made.key)
-        boundary = windows(head(x)[0])
+        boundary = windows(made.boundary(x))
         seen = sum(piece in everything for piece in boundary)
         assert seen > 0.9 * len(boundary), "the recorder sees what does cross"
         secrets = {
@@ -364,7 +380,7 @@ class Crossing:
             "preprocessed image": windows(x),
             "pixels": windows((x * 0 + x).mul(255).round().to(torch.uint8)),
             "key": {made.key, made.key.hex().encode()},
-            **{name: windows(tensor) for name, tensor in weights.items()},
+            **{name: windows(tensor) for name, tensor in made.weights().items()},
         }
         assert sum(map(len, secrets.values())) > 400
         for name, pieces in secrets.items():
