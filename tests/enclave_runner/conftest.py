@@ -126,10 +126,8 @@ class Made:
         data = weights_of(self.folder / "head", self.head, self.key)
         if self.head.engine == "torch":
             return load(data)
-        tensors = read_onnx(data).tensors.items()
-        return {
-            n: torch.frombuffer(t.raw, dtype=torch.uint8) for n, t in tensors if len(t.raw) > 64
-        }
+        large = {n: t.raw for n, t in read_onnx(data).tensors.items() if len(t.raw) > 64}
+        return {n: torch.frombuffer(bytearray(raw), dtype=torch.uint8) for n, raw in large.items()}
 
     def prepared(self, image: bytes) -> torch.Tensor:
         """The preprocessed image."""
