@@ -76,7 +76,16 @@ def test_thin_pictures_are_torchvisions_but_for_ties(mode):
             assert (off > 0).mean() < 0.2, shape
 
 
-SLIVERS = [(1, 800), (800, 1), (1, 8000), (8000, 1), (2, 400_000), (1_000_000, 1)]
+SLIVERS = [(800, 1), (1, 8000), (8000, 1), (2, 400_000), (1_000_000, 1)]
+
+
+def test_a_sliver_is_not_scaled_whole():
+    """Whole, it would take 200 MB."""
+    tracemalloc.start()
+    Preprocessing(224, 256).fit(np.zeros((1, 800, 3), np.uint8))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 @pytest.mark.parametrize("shape", SLIVERS)
