@@ -51,6 +51,10 @@ def measured(name: str, rounds: int, images: int, weights: Path | None) -> dict[
     real = path is not None and path.is_file()
     torch.manual_seed(0)
     loaded = load_model(name, weights=str(path) if real else "none")
+    for layer in loaded.module.modules():
+        # A classifier of zeros, as some have before they are trained, would hide any difference.
+        if isinstance(layer, torch.nn.Linear) and not layer.weight.any():
+            torch.nn.init.normal_(layer.weight, std=0.02)
     graph = loaded.trace()
     # The last clean cut that belongs to the stage.
     cut = [c for c in graph.cuts("clean") if (c.name + ".").startswith(wanted + ".")][-1]
@@ -87,7 +91,10 @@ def measured(name: str, rounds: int, images: int, weights: Path | None) -> dict[
             (truth,) = [loaded.module(picture)]
             between = [torch.from_numpy(a.copy()) for a in sessions[best]([picture])]
             answer = tail(*between)[0]
-            worst = max(worst, float((answer - truth).abs().max() / truth.abs().max()))
+            off = float((answer - truth).abs().max() / truth.abs().max())
+            if off != off:
+                raise SystemExit(f"{name} answers with what is no number")
+            worst = max(worst, off)
             same += int((answer.argmax() == truth.argmax()).item())
     return {
         "network": name,

@@ -57,7 +57,7 @@ def profiled(
         result.add("latency", "skipped", "stored times are modelled, the profile's measured")
     elif before != after:
         one, two = (
-            f"{head} by {engine} and {tail}, {threads} thread(s), batch {batch}"
+            f"{head}{' by ONNX Runtime' if engine == 'ort' else ''} and {tail}, {threads} thread(s), batch {batch}"
             for head, engine, tail, threads, batch in (before, after)
         )
         result.add("latency", "skipped", f"stored times are of {one}, the profile's of {two}")

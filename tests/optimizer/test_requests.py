@@ -45,6 +45,7 @@ SAID = {
     "attackers": ["linear"],
     "resolution": 32,
     "accelerator": "cpu",
+    "engine": "ort",
     "protocol": "paper",
     "ssim": 0.3,
     "cuts": "all",
