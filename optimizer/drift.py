@@ -16,6 +16,8 @@ from .checked import Checked, CheckResult, What
 from .choose import TIE, Candidates, fastest
 from .rule import PASSED
 
+_BY = {"ort": " by ONNX Runtime"}
+
 
 def stored_times(checked: Checked) -> Profile | None:
     """The stored latencies of the cuts that are judged; None where one of them has none."""
@@ -57,7 +59,7 @@ def profiled(
         result.add("latency", "skipped", "stored times are modelled, the profile's measured")
     elif before != after:
         one, two = (
-            f"{head}{' by ONNX Runtime' if engine == 'ort' else ''} and {tail}, {threads} thread(s), batch {batch}"
+            f"{head}{_BY.get(engine, '')} and {tail}, {threads} thread(s), batch {batch}"
             for head, engine, tail, threads, batch in (before, after)
         )
         result.add("latency", "skipped", f"stored times are of {one}, the profile's of {two}")

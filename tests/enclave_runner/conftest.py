@@ -97,7 +97,10 @@ class Made:
 
         Of a head that ONNX Runtime runs: the tail's answer to what it gives, to the bit.
         """
-        x = self.prepared(image)
+        return self.answer(self.prepared(image))
+
+    def answer(self, x: torch.Tensor) -> torch.Tensor:
+        """The same of a prepared image."""
         if self.head.engine == "ort":
             tail = load_program(self.folder / "tail", Part.read(self.folder / "tail"), None)
             return tail(self.boundary(x))[0]

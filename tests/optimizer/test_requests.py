@@ -58,7 +58,7 @@ SAID = {
     "threads": 1,
     "batch": 7,
     "repetitions": 8,
-    "profile": target({"late": 1.0}, enclave="native", batch=7, repetitions=8),
+    "profile": target({"late": 1.0}, enclave="native", engine="ort", batch=7, repetitions=8),
     "storage": "s.journal",
     "feature_cache_gib": 1.5,
     "worst_share": 0.05,
