@@ -80,6 +80,15 @@ class Spectral(Packed):
 SMALL = Budget("quick", "screening", Split(24, 8, 8), 32, 4, {"linear": {"max_cells": 2000}})
 
 
+def opened(folder: Path, part: Part, key: bytes):
+    """What runs a part, by its engine."""
+    return engine_of(part).load(folder, part, key, 1)
+
+
+def engine_of(part: Part):
+    return importlib.import_module(f"partopt.enclave_runner.program.{part.engine}_engine").ENGINE
+
+
 @dataclass(frozen=True)
 class Made:
     """A bundle, its key, the split config it was made of, and the unsplit model."""

@@ -18,13 +18,14 @@ from partopt.enclave_runner.inside.clients import Sizes
 from partopt.enclave_runner.inside.head import HeadWorker
 from partopt.enclave_runner.inside.listening import Listening, Welcome
 from partopt.enclave_runner.program.parts import Part
-from partopt.enclave_runner.program.torch_engine import ENGINE
 from partopt.enclave_runner.wire.accepted import Bounds
 from partopt.enclave_runner.wire.ends import open_end
 from partopt.enclave_runner.wire.messages import Control, decode, encode, listen
 from partopt.enclave_runner.wire.session import Channel, connect
 from partopt.enclave_runner.wire.start import Start
 from partopt.enclave_runner.wire.transport import Exchange
+
+from ..conftest import engine_of
 
 TOKEN = "ab" * 16
 SIZES = Sizes(coming=1 << 20, going=1 << 20, unproven=1 << 16)
@@ -68,7 +69,12 @@ class Inside:
         settings |= {"queue": 16, "host": "127.0.0.1", "port": 0, "token": TOKEN, **start}
         self.start = Start(**settings)
         self.worker = HeadWorker(
-            made.folder / "head", self.part, ENGINE, self.start, "native", self.lines.control
+            made.folder / "head",
+            self.part,
+            engine_of(self.part),
+            self.start,
+            "native",
+            self.lines.control,
         )
         welcome = replace(self.worker._welcome(), bounds=bounds)
         self.worker._welcome = lambda: welcome
