@@ -160,6 +160,7 @@ class ChosenLatency(Latency):
     threads: int
     batch: int
     repetitions: int
+    engine: Literal["torch", "ort"] = "torch"
     verified: Verified | None = None
     worker: Worker | None = None
 

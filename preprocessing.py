@@ -6,26 +6,26 @@ becomes pixels.
 
 Memory and time are bounded by the decoded picture and the crop. Scaling the short side of a thin
 picture up makes its long side enormous (1x8000 pixels become 256x2,048,000), and the crop keeps a
-sliver of it. Where the resized picture has more pixels than the decoded one *and* an aspect ratio
-beyond `_ASPECT`, only the rows and columns that the crop keeps are computed, with the same weights
-in double precision: where two levels tie, one may be taken for the other. Below that, pixels are
-bit for bit torchvision's, of one channel at a time: a float copy of all three would be the peak.
+sliver of it: only the rows and columns that it keeps are computed. Pixels are bit for bit
+torchvision's, of one channel at a time: a float copy of all three would be the peak.
+Attacks and the enclave run the same code, which needs numpy and no PyTorch.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .errors import PictureError
 from .pixels import rgb
+from .resizing import resized
 
-_ASPECT = 64
+if TYPE_CHECKING:
+    import torch
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -56,52 +56,48 @@ class Preprocessing:
         """Resize and crop uint8 RGB (H, W, 3); return uint8 of shape (3, input_size, input_size).
 
         The same pixels as torchvision's ``Resize`` (antialiased) and ``CenterCrop``, in plain
-        torch: this also runs in the enclave, where every further library is code to trust.
+        numpy: this also runs in the enclave, where every further library is code to trust.
 
         Raises:
             PictureError: ``too-large``: there is not the memory.
         """
         try:
             return self._fitted(pixels)
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "alloc" not in str(error):
-                raise
+        except MemoryError:
             raise PictureError("too-large", "does not fit into memory") from None
 
     def _fitted(self, pixels: np.ndarray) -> np.ndarray:
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        target = self._target(*tensor.shape[-2:])
+        planes = pixels.transpose(2, 0, 1)
+        target = self._target(*planes.shape[-2:])
         rows, columns = (_kept(n, self.input_size) for n in target)
-        if min(tensor.shape[-2:]) == self.resize:
-            tensor = tensor[:, rows, columns]
-        elif self._is_thin(*tensor.shape[-2:]):
-            left, across = _weights(tensor.shape[-1], target[1], columns, self.interpolation)
-            top, down = _weights(tensor.shape[-2], target[0], rows, self.interpolation)
-            tensor = _to_bytes(down @ (tensor[:, top, left].double() @ across.T))
+        if min(planes.shape[-2:]) == self.resize:
+            found = planes[:, rows, columns]
         else:
-            scaled = (_scaled(c, target, self.interpolation)[rows, columns] for c in tensor)
-            tensor = torch.stack([_to_bytes(channel) for channel in scaled])
-        y, x = (self.input_size - n for n in tensor.shape[-2:])
+            scaled = (resized(p, target, rows, columns, self.interpolation) for p in planes)
+            found = np.stack([_to_bytes(plane) for plane in scaled])
+        y, x = (self.input_size - n for n in found.shape[-2:])
         if y or x:
-            pad = [x // 2, (x + 1) // 2, y // 2, (y + 1) // 2]
-            tensor = torch.nn.functional.pad(tensor, pad)
-        return np.asarray(tensor.numpy())
+            found = np.pad(found, [(0, 0), (y // 2, (y + 1) // 2), (x // 2, (x + 1) // 2)])
+        return np.ascontiguousarray(found)
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         """Height and width once the short side has `resize` pixels."""
         long = int(self.resize * max(height, width) / min(height, width))
         return (self.resize, long) if height <= width else (long, self.resize)
 
-    def _is_thin(self, height: int, width: int) -> bool:
-        """Whether the resized picture would be out of all proportion to the decoded one."""
-        resized = math.prod(self._target(height, width))
-        return resized > max(height * width, _ASPECT * self.resize**2)
-
     def normalise(self, unit: torch.Tensor) -> torch.Tensor:
         """Map RGB in [0, 1], shape (N, 3, H, W), to the model's input."""
-        mean = torch.tensor(self.mean, device=unit.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=unit.device).view(1, 3, 1, 1)
+        mean = unit.new_tensor(self.mean).view(1, 3, 1, 1)
+        std = unit.new_tensor(self.std).view(1, 3, 1, 1)
         return (unit - mean) / std
+
+    def prepared(self, unit: np.ndarray) -> np.ndarray:
+        """Map what `fit` gives to the model's input, float32 of shape (1, 3, H, W).
+
+        Bit for bit `normalise` of its values divided by 255.
+        """
+        mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (self.mean, self.std))
+        return np.asarray((unit[None].astype(np.float32) / np.float32(255) - mean) / std)
 
     def as_dict(self) -> dict[str, Any]:
         """All settings as plain values."""
@@ -118,41 +114,8 @@ def _kept(length: int, side: int) -> slice:
     return slice(start, min(length, start + side))
 
 
-def _scaled(channel: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    return torch.nn.functional.interpolate(
-        channel[None, None].float(), size=size, mode=mode, align_corners=False, antialias=True
-    )[0, 0]
-
-
-def _to_bytes(levels: torch.Tensor) -> torch.Tensor:
-    return levels.clamp(0, 255).round().to(torch.uint8)
-
-
-def _weights(length: int, target: int, kept: slice, mode: str) -> tuple[slice, torch.Tensor]:
-    """Which of `length` rows the kept ones of `target` are made of, and how.
-
-    Returns the span of rows, and float64 weights of shape (kept, rows in the span).
-    """
-    reach, kernel = (1.0, _triangle) if mode == "bilinear" else (2.0, _cubic)
-    scale = length / target
-    wide = max(scale, 1.0)
-    centre = scale * (torch.arange(kept.start, kept.stop, dtype=torch.float64) + 0.5)
-    first = max(0, math.floor(float(centre[0]) - reach * wide))
-    last = min(length, math.ceil(float(centre[-1]) + reach * wide))
-    rows = torch.arange(first, last, dtype=torch.float64) + 0.5
-    away = (rows - centre[:, None]).abs() / wide
-    weights = torch.where(away < reach, kernel(away), 0.0)
-    return slice(first, last), weights / weights.sum(1, keepdim=True)
-
-
-def _triangle(away: torch.Tensor) -> torch.Tensor:
-    return 1 - away
-
-
-def _cubic(away: torch.Tensor) -> torch.Tensor:
-    near = (1.5 * away - 2.5) * away**2 + 1
-    far = ((-0.5 * away + 2.5) * away - 4) * away + 2
-    return torch.where(away < 1, near, far)
+def _to_bytes(levels: np.ndarray) -> np.ndarray:
+    return np.asarray(np.rint(np.clip(levels, 0, 255)), np.uint8)
 
 
 def from_torchvision(preset: Any) -> Preprocessing:

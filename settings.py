@@ -21,7 +21,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .arguments.choices import AcceleratorName, BudgetName, EnclaveName, ProtocolName, ScaleName
+from .arguments.choices import (
+    AcceleratorName,
+    BudgetName,
+    EnclaveName,
+    EngineName,
+    ProtocolName,
+    ScaleName,
+)
 from .arguments.numbers import MOST_SEED
 from .errors import ConfigError, nearest
 from .images import ton_iot
@@ -53,6 +60,7 @@ class Defaults(BaseModel):
     trust_stored: bool | None = None
     enclave: EnclaveName | None = None
     accelerator: AcceleratorName | None = None
+    engine: EngineName | None = None
     require_weights: bool | None = None
     threads: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=1)

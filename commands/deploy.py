@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..arguments.choices import AcceleratorName, EnclaveName, SealName, ServiceName, TransportName
+from ..arguments.choices import (
+    AcceleratorName,
+    EnclaveName,
+    EngineName,
+    SealName,
+    ServiceName,
+    TransportName,
+)
 from .console import AsJson, Debug, Shown, out, show, tell, written
 from .options import TrustStoredModel
 
 if TYPE_CHECKING:
+    from ..enclave_runner.bundles.bundle import EngineUse
     from ..enclave_runner.client import Client
     from ..enclave_runner.orchestrator import Service
     from ..enclave_runner.serve_options import ServeOptions
@@ -86,6 +94,13 @@ def export(
         str,
         typer.Option(help="none (bit-identical at batch 1), auto, or fold-bn,channels-last"),
     ] = "none",
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="What runs the head; auto: ONNX Runtime (ort) if it is faster"),
+    ] = "torch",
+    tail_engine: Annotated[
+        EngineName, typer.Option("--tail-engine", help="What runs the tail; ort on a CPU alone")
+    ] = "torch",
     batch: Annotated[int, typer.Option(help="Largest batch that the bundle takes")] = 8,
     threads: Annotated[int, typer.Option(help="Threads that the enclave is sized for")] = 1,
     labels: Annotated[
@@ -128,7 +143,14 @@ def export(
         even_if_slower=even_if_slower,
         accept_screening=accept_screening,
     )
-    build = Build(optimise=optimise, batch=batch, threads=threads, labels=labels)
+    build = Build(
+        optimise=optimise,
+        engine=engine,
+        tail_engine=tail_engine,
+        batch=batch,
+        threads=threads,
+        labels=labels,
+    )
     keys = Keys(file=key, seal_with=seal, sign=sign, sign_bundle=sign_bundle)
     folder(out_folder, "out")
     if key is not None:
@@ -146,7 +168,9 @@ def export(
         f"bundle: {done.folder}, {bundle.model} cut after {bundle.cut}; "
         f"{bundle.payload_bytes} bytes cross for an image"
     )
-    if chosen.switches:
+    if bundle.head_engine.name == "ort":
+        pass  # said below
+    elif chosen.switches:
         tell(
             f"head optimised by {', '.join(chosen.switches)}: {chosen.speedup:.2f}x, answers "
             f"within {chosen.difference:.1e} (tolerance {chosen.tolerance:.0e})"
@@ -157,11 +181,28 @@ def export(
         tell(
             "answers are bit-identical to the model's at batch 1; larger batches differ by rounding"
         )
+    for role, use, asked in (
+        ("head", bundle.head_engine, engine),
+        ("tail", bundle.tail_engine, tail_engine),
+    ):
+        _tell_engine(role, use, asked)
     if bundle.mrenclave is not None:
         tell(f"MRENCLAVE: {bundle.mrenclave}")
     tell(f"key: {done.key} (keep it off the untrusted host)")
     for warning in done.warnings:
         tell(f"! {warning}", "yellow")
+
+
+def _tell_engine(role: str, use: EngineUse, asked: str) -> None:
+    if use.name == "ort":
+        off = max(use.differences.values(), default=0.0)
+        tell(
+            f"{role} by ONNX Runtime ({use.level}): {use.speedup:.2f}x torch; its tensors differ "
+            f"by {off:.1e} of their standard deviation at most, on {use.images} images"
+        )
+    elif asked == "auto":
+        said = "; ".join(f"{name}: {why}" for name, why in use.tried.items())
+        tell(f"{role} by torch, not ONNX Runtime ({said})")
 
 
 @app.command()

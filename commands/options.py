@@ -11,6 +11,7 @@ from ..arguments.choices import (
     AcceleratorName,
     BudgetName,
     EnclaveName,
+    EngineName,
     KindOfCuts,
     ProtocolName,
     ScaleName,
@@ -50,6 +51,10 @@ Enclave = Annotated[
 Accelerator = Annotated[
     AcceleratorName | None,
     typer.Option(help="Where the tail is timed and attacks train [auto]"),
+]
+Engine = Annotated[
+    EngineName | None,
+    typer.Option(help="What runs the head; auto: ONNX Runtime (ort) if it is faster [torch]"),
 ]
 SgxModelText = Annotated[
     str | None,

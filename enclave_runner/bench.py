@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,19 @@ from typing import Any
 import torch
 
 from ..config import SplitConfig
-from ..errors import UsageError
+from ..errors import ExportError, UsageError
 from .bundles.bundle import SPLIT, parts_of
 from .client import Answer, Client
+from .lowering.joining import joined
+from .lowering.model import lowered
+from .lowering.optimised import optimised
 from .orchestrator import ServeOptions, Service
-from .probing import Probe
-from .program.parts import load_program
+from .probing import OrtProbe, Probe
+from .program.loading import load_program
+from .program.parts import weights_of
 from .program.programs import Program
 from .program.recording import join
+from .program.tensors import DTYPES
 
 STAGES = ("decrypt", "queue", "preprocess", "head", "hand-off", "tail", "return")
 INSIDE, OUTSIDE = "whole in enclave", "whole outside"
@@ -116,17 +121,23 @@ def bench(
             for probe in probes.values():
                 probe.close()
     _published(folder, image, options, key, insecure, published, found, progress)
-    _predicted(folder, found, bool(service.bundle.optimisation.switches))
+    use = service.bundle.head_engine.name
+    _predicted(folder, found, use == "torch" and bool(service.bundle.optimisation.switches), use)
     return found
 
 
 def _probes(
     folder: Path, key: bytes, service: Service, options: ServeOptions, found: Measured
-) -> dict[str, Probe]:
+) -> Mapping[str, Probe | OrtProbe]:
     """Workers that run the whole model, inside and outside."""
     head_part, tail_part = parts_of(folder)
     if head_part.seal == "gramine":
         found.notes.append("no whole-model times: only Gramine can open the head's weights")
+        return {}
+    if head_part.engine == "ort":
+        return _by_ort(folder, key, service, options, found)
+    if tail_part.engine == "ort":
+        found.notes.append("no whole-model times: head and tail have engines of their own")
         return {}
     if service.bundle.optimisation.switches:
         found.notes.append("the whole model runs with the head's optimisations too")
@@ -153,11 +164,39 @@ def _probes(
     return probes
 
 
+def _by_ort(
+    folder: Path, key: bytes, service: Service, options: ServeOptions, found: Measured
+) -> Mapping[str, Probe | OrtProbe]:
+    """The same by ONNX Runtime, the tail too."""
+    head_part, tail_part = parts_of(folder)
+    (layout,) = head_part.inputs
+    try:
+        if tail_part.engine == "ort":
+            tail = weights_of(folder / "tail", tail_part, None)
+        else:
+            program = load_program(folder / "tail", tail_part, None)
+            given = [torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in tail_part.inputs]
+            level = service.bundle.head_engine.level
+            tail = optimised(lowered(program, given, head_part.limits.batch > 1), level)
+        whole = joined(weights_of(folder / "head", head_part, key), tail)
+    except ExportError as error:
+        found.notes.append(f"no whole-model times: {error}")
+        return {}
+    found.notes.append("the whole model runs by ONNX Runtime too, on the processor")
+    probes: dict[str, OrtProbe] = {}
+    with contextlib.ExitStack() as started:
+        for name, backend in ((INSIDE, service.backend), (OUTSIDE, "native")):
+            probe = OrtProbe(whole, layout.at(1), backend=backend, threads=options.threads)
+            probes[name] = started.enter_context(probe)
+        started.pop_all()
+    return probes
+
+
 def _serial(
     client: Client,
     image: bytes,
     requests: int,
-    probes: dict[str, Probe],
+    probes: Mapping[str, Probe | OrtProbe],
     found: Measured,
     progress: Callable[[str, float], None],
 ) -> None:
@@ -236,7 +275,7 @@ def _published(
         found.baselines["published"] = _percentiles(times)["p50"]
 
 
-def _predicted(folder: Path, found: Measured, optimised: bool) -> None:
+def _predicted(folder: Path, found: Measured, switched: bool, engine: str) -> None:
     latency = SplitConfig.read(folder / SPLIT).latency_ms
     if latency is None:
         found.predicted_ms = None
@@ -253,7 +292,12 @@ def _predicted(folder: Path, found: Measured, optimised: bool) -> None:
             f"thread(s), this is {here[0]} and {here[1]} with {here[2]}"
         )
         return
-    if optimised:
+    if latency.engine != engine:
+        found.notes.append(
+            f"nothing of find's to compare: it timed the head by {latency.engine}, this is {engine}"
+        )
+        return
+    if switched:
         found.notes.append("find timed the head without its optimisations")
     found.found_ms = latency.total.ms
     found.found_error = (measured - latency.total.ms) / measured

@@ -16,6 +16,7 @@ import torch
 from ..errors import FrameError, ServiceError, SessionError
 from ..printable import printable
 from .program.parts import Limits
+from .program.tensors import from_wire
 from .wire.accepted import REFUSALS, Bounds
 from .wire.layouts import Layout, views
 from .wire.messages import MAX_HEAD, decode, encode
@@ -228,7 +229,7 @@ class Client:
         tensors, at = [], 0
         for layout in self._answers:
             piece = bytearray(body[at : at + layout.nbytes(1)])
-            tensors += views(piece, 0, [layout], 1)
+            tensors += from_wire(views(piece, 0, [layout], 1), [layout])
             at += layout.nbytes(1)
         try:
             times = {printable(str(k)): float(v) for k, v in head["times"].items()}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import BackendError, ServiceError, UsageError
+from .bundles.archive import NAME, archived
 from .bundles.bundle import read_bundle
 from .bundles.gramine import INSTALL, installed
 from .bundles.manifest import ENVIRONMENT, GramineWorker, render
@@ -127,7 +128,10 @@ def rendered(backend: str, folder: Path, into: Path) -> Path:
 
 def written(worker: GramineWorker, folder: Path, into: Path) -> Path:
     """The manifest of `worker`, which is started in `folder`, rendered into `into`."""
-    (into / MANIFEST).write_text(render(worker, installed(), folder))
+    archive = archived(worker.files)
+    place = into.resolve() / NAME
+    place.write_bytes(archive.data)
+    (into / MANIFEST).write_text(render(worker, installed(), folder, (str(place), archive)))
     return into / MANIFEST
 
 

@@ -18,6 +18,7 @@ from ..errors import BackendError, PartoptError, ServiceError, UsageError
 from . import notes
 from .attestation import LABELS, claimed, verifier
 from .bundles.bundle import FILE, digest, parts_of, read_bundle
+from .bundles.needs import head_module
 from .client import Client
 from .hearing import EVERY_S, Hearing, News, Worker
 from .journal import Journal
@@ -218,7 +219,7 @@ class Service:
     def _launch_head(self) -> Started:
         how = self._options.how("head", self._closing)
         if self.backend == "native":
-            return launch_python("enclave_runner.inside.head", str(self._folder / "head"), how=how)
+            return launch_python(head_module(self._head_part), str(self._folder / "head"), how=how)
         return launch_gramine(self.backend, self._folder, self._manifest, how)
 
     def _start_tail(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import save
@@ -20,7 +21,8 @@ from .bundles.footprint import rehearse
 from .bundles.manifest import GramineWorker, size_enclave
 from .bundles.signing import sign
 from .launcher import MANIFEST, launch_gramine, launch_python, written
-from .program.parts import PROGRAM, WEIGHTS
+from .lowering.accounting import Accounted
+from .program.parts import PROGRAM, WEIGHTS, WEIGHTS_OF
 from .program.programs import Program, with_frees
 from .program.recording import record
 from .program.sealing import new_key, seal
@@ -44,7 +46,79 @@ def marked(graph: LayerGraph, cuts: Sequence[Cut], dynamic: bool) -> tuple[Progr
     return whole.load(program.tensors), marks
 
 
-class Probe:
+@dataclass(frozen=True)
+class _Job:
+    """A profile worker: its module, what writes its folder, the files there, what it is told."""
+
+    module: str
+    write: Callable[[Path], None]
+    names: Sequence[str]
+    told: dict[str, Any]
+
+
+class _Probe:
+    """A profile worker that runs, as a context manager; see `Probe`."""
+
+    def __init__(
+        self, job: _Job, shape: Sequence[int], *, backend: str, threads: int, key: bytes
+    ) -> None:
+        module = f"enclave_runner.inside.{job.module}"
+        self._own = contextlib.ExitStack()
+        self.peak_bytes = 0
+        try:
+            # What a killed run left there is swept out by the next.
+            place = areas.Place(areas.scratch_folder(), secrets.token_hex(8))
+            self._own.callback(place.leave)
+            folder = place.folder("probe")
+            job.write(folder)
+            if backend != "native":
+                worker = _worker(folder, job, shape, threads, key)
+                if backend == "gramine-sgx":
+                    sign(folder, worker, None)
+                    manifest = folder / MANIFEST
+                else:
+                    manifest = written(worker, folder, folder)
+            begun = time.perf_counter()
+            self._worker = (
+                launch_python(module, str(folder))
+                if backend == "native"
+                else launch_gramine(backend, folder, manifest)
+            )
+            self._own.callback(self._worker.stop)
+            self.start_s = time.perf_counter() - begun
+            self._worker.control.send(threads=threads, shape=list(shape), key=key.hex(), **job.told)
+            self.ready = self._event("ready")
+            self.load_s = float(self.ready["load_s"])
+        except BaseException:
+            self._own.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker."""
+        self._own.close()
+
+    def once(self) -> tuple[list[float], float]:
+        """One pass: seconds at each mark, and in all."""
+        self._worker.control.send(do="pass")
+        event = self._event("pass")
+        self.peak_bytes = max(self.peak_bytes, _peak(self._worker.process.pid))
+        return [float(t) for t in event["at"]], float(event["end"])
+
+    def _event(self, wanted: str) -> dict[str, Any]:
+        event = self._worker.control.read()
+        if event is None or event.get("event") != wanted:
+            said = (event or {}).get("error") or self._worker.said().strip()[-300:] or "nothing"
+            raise ServiceError("probe", f"the profile's worker failed, it said: {said}")
+        return event
+
+
+class Probe(_Probe):
     """A worker that runs one program on request, as a context manager.
 
     Args:
@@ -75,66 +149,42 @@ class Probe:
         seed: int = 0,
         sealed: bool = False,
     ) -> None:
-        self._own = contextlib.ExitStack()
-        self.peak_bytes = 0
         key = new_key() if sealed else b""
-        try:
-            # What a killed run left there is swept out by the next.
-            place = areas.Place(areas.scratch_folder(), secrets.token_hex(8))
-            self._own.callback(place.leave)
-            folder = place.folder("probe")
-            _write(folder, program, key)
-            if backend != "native":
-                worker = _worker(folder, shape, threads, key)
-                if backend == "gramine-sgx":
-                    sign(folder, worker, None)
-                    manifest = folder / MANIFEST
-                else:
-                    manifest = written(worker, folder, folder)
-            begun = time.perf_counter()
-            self._worker = (
-                launch_python("enclave_runner.inside.probe", str(folder))
-                if backend == "native"
-                else launch_gramine(backend, folder, manifest)
-            )
-            self._own.callback(self._worker.stop)
-            self.start_s = time.perf_counter() - begun
-            self._worker.control.send(
-                threads=threads,
-                shape=list(shape),
-                seed=seed,
-                device=device,
-                marks=list(marks),
-                key=key.hex(),
-            )
-            self.load_s = float(self._event("ready")["load_s"])
-        except BaseException:
-            self._own.close()
-            raise
+        told = {"seed": seed, "device": device, "marks": list(marks)}
+        super().__init__(
+            _Job("probe", lambda folder: _write(folder, program, key), (PROGRAM, WEIGHTS), told),
+            shape,
+            backend=backend,
+            threads=threads,
+            key=key,
+        )
 
-    def __enter__(self) -> Probe:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+class OrtProbe(_Probe):
+    """The same of a whole model by ONNX Runtime; heads' times are shares of a timed pass.
 
-    def close(self) -> None:
-        """End the worker."""
-        self._own.close()
+    Args:
+        accounted: The model, and whose operators each head has run.
+        shape: Of the input.
+        backend, threads: As in `Probe`.
+    """
+
+    def __init__(
+        self, accounted: Accounted, shape: Sequence[int], *, backend: str, threads: int
+    ) -> None:
+        name = WEIGHTS_OF["ort"]
+
+        def write(folder: Path) -> None:
+            (folder / name).write_bytes(accounted.model)
+
+        job = _Job("ort_probe", write, (name,), {})
+        super().__init__(job, shape, backend=backend, threads=threads, key=b"")
+        self._shares = accounted.shares([float(s) for s in self.ready["spent"]])
 
     def once(self) -> tuple[list[float], float]:
-        """One pass: seconds at each mark, and in all."""
-        self._worker.control.send(do="pass")
-        event = self._event("pass")
-        self.peak_bytes = max(self.peak_bytes, _peak(self._worker.process.pid))
-        return [float(t) for t in event["at"]], float(event["end"])
-
-    def _event(self, wanted: str) -> dict[str, Any]:
-        event = self._worker.control.read()
-        if event is None or event.get("event") != wanted:
-            said = (event or {}).get("error") or self._worker.said().strip()[-300:] or "nothing"
-            raise ServiceError("probe", f"the profile's worker failed, it said: {said}")
-        return event
+        """One pass: seconds at each mark, by their shares, and in all."""
+        _, end = super().once()
+        return [share * end for share in self._shares], end
 
 
 def _write(folder: Path, program: Program, key: bytes) -> None:
@@ -143,13 +193,15 @@ def _write(folder: Path, program: Program, key: bytes) -> None:
     (folder / WEIGHTS).write_bytes(seal(weights, key, WEIGHTS) if key else weights)
 
 
-def _worker(folder: Path, shape: Sequence[int], threads: int, key: bytes) -> GramineWorker:
+def _worker(
+    folder: Path, job: _Job, shape: Sequence[int], threads: int, key: bytes
+) -> GramineWorker:
     seen = rehearse(folder, 0, key, shape)
     enclave_size, max_threads = size_enclave(seen, threads)
     return GramineWorker(
-        module="enclave_runner.inside.probe",
+        module=f"enclave_runner.inside.{job.module}",
         folder=str(folder),
-        names=[PROGRAM, WEIGHTS],
+        names=job.names,
         trusted=False,
         files=seen.files,
         prefixes=seen.prefixes,

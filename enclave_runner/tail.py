@@ -12,13 +12,18 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ..errors import PartoptError, ServiceError, first_line
-from .program.parts import Part, load_program
+from ..errors import BundleError, PartoptError, ServiceError, first_line
+from .program.engine import Runs
+from .program.loading import load_program
+from .program.parts import Part
 from .program.programs import Program
+from .program.tensors import from_wire, to_wire
 from .wire.ends import open_end
 from .wire.frames import ANSWER, FAILURE, Header
 from .wire.layouts import DTYPES
@@ -34,11 +39,11 @@ def main(folder: Path) -> None:
         start = start_from(control.read())
         torch.set_num_threads(start.threads)
         part = Part.read(folder)
-        program = load_program(folder, part, None, start.device)
+        run = loaded(folder, part, start)
         exchange = Exchange(
             boundary=part.inputs, answer=part.outputs, batch=start.batch, slots=start.slots
         )
-        _warm_up(program, exchange, start)
+        _warm_up(run, exchange, start)
         door = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         door.connect(("127.0.0.1", start.port))
         door.sendall(bytes.fromhex(start.token))
@@ -50,7 +55,30 @@ def main(folder: Path) -> None:
         sys.exit(1)
     threading.Thread(target=_until_left, args=(control,), daemon=True).start()
     control.send(event="ready", device=start.device)
-    serve(end, program, start.device)
+    serve(end, run)
+
+
+def loaded(folder: Path, part: Part, start: Start) -> Runs:
+    """What computes the tail.
+
+    Raises:
+        BundleError: As the engine's own loading; or it cannot run on the device.
+    """
+    if part.engine == "torch":
+        program = load_program(folder, part, None, start.device)
+
+        def run(*arrays: np.ndarray) -> Sequence[np.ndarray]:
+            return to_wire(compute(program, from_wire(arrays, part.inputs), start.device))
+
+        return run
+    if start.device != "cpu":
+        raise BundleError(
+            "the tail is for ONNX Runtime on the processor; use --accelerator cpu, or export with "
+            "--tail-engine torch"
+        )
+    from .program.ort_engine import load
+
+    return load(folder, part, None, start.threads)
 
 
 def _until_left(control: Control) -> None:
@@ -60,11 +88,11 @@ def _until_left(control: Control) -> None:
     os._exit(0)
 
 
-def _warm_up(program: Program, exchange: Exchange, start: Start) -> None:
+def _warm_up(run: Runs, exchange: Exchange, start: Start) -> None:
     for batch in {1, start.batch}:
-        zeros = [torch.zeros(t.at(batch), dtype=DTYPES[t.dtype]) for t in exchange.boundary]
+        zeros = [np.zeros(t.at(batch), DTYPES[t.dtype]) for t in exchange.boundary]
         for _ in range(2):
-            compute(program, zeros, start.device)
+            run(*zeros)
 
 
 def compute(program: Program, tensors: list[torch.Tensor], device: str) -> list[torch.Tensor]:
@@ -74,7 +102,7 @@ def compute(program: Program, tensors: list[torch.Tensor], device: str) -> list[
     return [t.cpu() for t in program(*(t.to(device, non_blocking=True) for t in tensors))]
 
 
-def serve(end: End, program: Program, device: str) -> None:
+def serve(end: End, run: Runs) -> None:
     """Answer until the head worker closes the door."""
     while True:
         try:
@@ -84,7 +112,7 @@ def serve(end: End, program: Program, device: str) -> None:
             header, tensors = got
             begun = time.perf_counter_ns()
             try:
-                answer, kind = compute(program, tensors, device), ANSWER
+                answer, kind = run(*tensors), ANSWER
             except (RuntimeError, MemoryError) as error:  # an accelerator out of memory, say
                 print(first_line(error), flush=True)
                 answer, kind = [], FAILURE
@@ -94,7 +122,7 @@ def serve(end: End, program: Program, device: str) -> None:
             return
 
 
-def send(end: End, kind: int, header: Header, answer: list[torch.Tensor], spent: int) -> None:
+def send(end: End, kind: int, header: Header, answer: Sequence[np.ndarray], spent: int) -> None:
     """Answer a frame; that the answer found no room is an answer too."""
     try:
         end.send(kind, header.request, answer, batch=header.batch, compute_ns=spent)

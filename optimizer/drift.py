@@ -16,6 +16,8 @@ from .checked import Checked, CheckResult, What
 from .choose import TIE, Candidates, fastest
 from .rule import PASSED
 
+_BY = {"ort": " by ONNX Runtime"}
+
 
 def stored_times(checked: Checked) -> Profile | None:
     """The stored latencies of the cuts that are judged; None where one of them has none."""
@@ -30,6 +32,7 @@ def stored_times(checked: Checked) -> Profile | None:
         threads=latency.threads,
         batch=latency.batch,
         repetitions=latency.repetitions,
+        engine=latency.engine,
         taken=checked.config.taken,
     )
 
@@ -48,16 +51,16 @@ def profiled(
     now = target.times(checked.graph, checked.cuts)
     stored, how = checked.latency, target.conditions
     inside, outside = stored.full_enclave.backend, stored.full_accelerator.backend
-    before = (inside, outside, stored.threads, stored.batch)
-    after = (how.enclave, how.accelerator, how.threads, how.batch)
+    before = (inside, stored.engine, outside, stored.threads, stored.batch)
+    after = (how.enclave, how.engine, how.accelerator, how.threads, how.batch)
     if tolerance is None:
         result.add("latency", "skipped", "switched off")
     elif stored.enclave.basis == "modelled":
         result.add("latency", "skipped", "stored times are modelled, the profile's measured")
     elif before != after:
         one, two = (
-            f"{head} and {tail}, {threads} thread(s), batch {batch}"
-            for head, tail, threads, batch in (before, after)
+            f"{head}{_BY.get(engine, '')} and {tail}, {threads} thread(s), batch {batch}"
+            for head, engine, tail, threads, batch in (before, after)
         )
         result.add("latency", "skipped", f"stored times are of {one}, the profile's of {two}")
     else:
@@ -88,7 +91,11 @@ def latency_holds(result: CheckResult, checked: Checked, tolerance: float) -> Pr
         result.add("latency", "skipped", str(error))
         return None
     conditions = Conditions(
-        enclave=enclave, accelerator=accelerator, threads=stored.threads, batch=stored.batch
+        enclave=enclave,
+        accelerator=accelerator,
+        threads=stored.threads,
+        batch=stored.batch,
+        engine=stored.engine,
     )
     now = profile(checked.graph, checked.cuts, conditions)
     _compare(result, checked, now, tolerance, f"of the same run, on {label(now.taken)}")

@@ -23,6 +23,7 @@ from ..arguments.choices import (
     AcceleratorName,
     BudgetName,
     EnclaveName,
+    EngineName,
     ProtocolName,
     ScaleName,
     known_names,
@@ -52,6 +53,7 @@ class AttackOptions(ModelOptions, total=False):
     attackers: str | Sequence[str] | None
     resolution: int | None
     accelerator: AcceleratorName | None
+    engine: EngineName | None
 
 
 class FindOptions(AttackOptions, total=False):
@@ -149,12 +151,14 @@ class Timing:
     Attributes:
         enclave, accelerator: Backends to profile on; ``auto`` takes the strongest there is. Attacks
             train where the tail is timed.
+        engine: What runs the head: ``torch``, ``ort``, or ``auto``, the faster of both.
         sgx_model: Scale native enclave times (labelled modelled).
         threads, batch, repetitions: Equal on both sides.
     """
 
     enclave: EnclaveName = "auto"
     accelerator: AcceleratorName = "auto"
+    engine: EngineName = "torch"
     sgx_model: SgxModel | None = None
     threads: int = 1
     batch: int = 1
@@ -163,6 +167,7 @@ class Timing:
     def __post_init__(self) -> None:
         one_of("enclave", self.enclave, EnclaveName)
         one_of("accelerator", self.accelerator, AcceleratorName)
+        one_of("engine", self.engine, EngineName)
         arguments.threads(self.threads)
         arguments.whole("batch", self.batch, 1)
         arguments.whole("repetitions", self.repetitions, 1)
@@ -180,6 +185,7 @@ class Timing:
             batch=self.batch,
             repetitions=self.repetitions,
             seed=seed,
+            engine=self.engine,
         )
 
 
@@ -335,7 +341,7 @@ def opened(profile: TargetProfile | str | Path, given: Mapping[str, Any]) -> Tar
     """
     found = profile if isinstance(profile, TargetProfile) else TargetProfile.read(profile)
     how = found.conditions
-    for name in ("enclave", "threads", "batch", "repetitions"):
+    for name in ("enclave", "engine", "threads", "batch", "repetitions"):
         said, has = given.get(name), getattr(how, name)
         if said not in (None, "auto", has):
             raise UsageError(

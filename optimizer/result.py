@@ -209,6 +209,7 @@ def _chosen_latency(timing: Profile, chosen: int, verified: Verification | None)
         threads=timing.threads,
         batch=timing.batch,
         repetitions=timing.repetitions,
+        engine="ort" if timing.engine == "ort" else "torch",
         verified=None
         if verified is None
         else c.Verified(

@@ -106,4 +106,5 @@ def _chosen(now: Profile, chosen: int) -> c.ChosenLatency:
         threads=now.threads,
         batch=now.batch,
         repetitions=now.repetitions,
+        engine="ort" if now.engine == "ort" else "torch",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ..arguments.choices import EngineName, one_of
 from ..arguments.numbers import whole
 from ..config import Taken
 
@@ -22,9 +23,10 @@ class Conditions:
         repetitions: Kept runs; medians are reported.
         warmup: Runs before those.
         seed: For the input's values.
+        engine: What runs the head: ``torch``, ``ort``, or ``auto``: the faster of both.
 
     Raises:
-        UsageError: A number below 1, or below 0 for `warmup`.
+        UsageError: An unknown engine, a number below 1, or below 0 for `warmup`.
     """
 
     enclave: str = "native"
@@ -34,8 +36,10 @@ class Conditions:
     repetitions: int = 20
     warmup: int = 3
     seed: int = 0
+    engine: str = "torch"
 
     def __post_init__(self) -> None:
+        one_of("engine", self.engine, EngineName)
         whole("threads", self.threads, 1)
         whole("batch", self.batch, 1)
         whole("repetitions", self.repetitions, 1)
@@ -124,7 +128,7 @@ class Profile:
 
     ``worker`` is None where the enclave side ran in this process. ``as_traced`` is why the model
     was timed as it was traced; empty where it was timed as the runner would run it. ``taken`` says
-    on which machine and when; None where nobody knows.
+    on which machine and when; None where nobody knows. ``engine`` is what ran the enclave's side.
     """
 
     cuts: list[CutLatency]
@@ -137,3 +141,4 @@ class Profile:
     worker: WorkerCost | None = None
     as_traced: str = ""
     taken: Taken | None = None
+    engine: str = "torch"

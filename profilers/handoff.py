@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from ..enclave_runner.launcher import Started, launch_python
 from ..enclave_runner.wire import areas
@@ -39,7 +38,7 @@ class Handoff:
 
     def __init__(self, end: End, granule: int, process: Started) -> None:
         self._end, self._granule, self._process = end, granule, process
-        self._payload = torch.zeros(GRANULES, granule, dtype=torch.uint8).flatten()
+        self._payload = np.zeros(GRANULES * granule, np.uint8)
         self._before = np.zeros(WORK_BYTES, np.uint8)
         self._count = 0
         self._came: queue.Queue[tuple[float, Header | None]] = queue.Queue()

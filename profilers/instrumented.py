@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ..enclave_runner.probing import Probe, marked
+from ..enclave_runner.program.cooling import cool
 from ..enclave_runner.program.programs import Program
-from ..enclave_runner.program.timed import cool
 from ..errors import ExportError
 from ..graph.build import Cut, LayerGraph
 from ..graph.splitting import instrument
@@ -39,6 +39,7 @@ class Subject:
     program: Program | None = None
     marks: list[int] = field(default_factory=list)
     reason: str = ""
+    dynamic: bool = False
 
     @classmethod
     def of(cls, graph: LayerGraph, cuts: Sequence[Cut], example: torch.Tensor) -> Subject:
@@ -48,10 +49,10 @@ class Subject:
             program, marks = marked(graph, cuts, dynamic)
         except ExportError as error:
             return cls(graph, cuts, example, reason=str(error))
-        return cls(graph, cuts, example, program, marks)
+        return cls(graph, cuts, example, program, marks, dynamic=dynamic)
 
 
-class _Rows:
+class Rows:
     """Collects the readings of passes."""
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ class _Rows:
         self._end: list[float] = []
 
     def add(self, at: Sequence[float], end: float) -> None:
+        """Keep one pass: seconds at each cut, and in all."""
         self._at.append(at)
         self._end.append(end)
 
@@ -70,7 +72,7 @@ class _Rows:
         """Nothing is held."""
 
 
-class HostPass(_Rows):
+class HostPass(Rows):
     """Passes of the whole model on the host's CPU, in this process."""
 
     def __init__(self, subject: Subject) -> None:
@@ -84,7 +86,7 @@ class HostPass(_Rows):
             self.add([t - start for t in at], end - start)
 
 
-class CudaPass(_Rows):
+class CudaPass(Rows):
     """The same on a CUDA device, marked by CUDA events in the stream."""
 
     def __init__(self, subject: Subject) -> None:
@@ -105,7 +107,7 @@ class CudaPass(_Rows):
             self.add([start.elapsed_time(t) / 1e3 for t in at], start.elapsed_time(end) / 1e3)
 
 
-class WorkerPass(_Rows):
+class WorkerPass(Rows):
     """Passes in a worker inside Gramine, started by the runner's own launcher.
 
     Attributes:

@@ -12,15 +12,17 @@ import numpy as np
 import torch
 
 from ..config import Taken
-from ..enclave_runner.probing import Probe
+from ..enclave_runner.lowering.accounting import accounted
+from ..enclave_runner.probing import OrtProbe, Probe
+from ..enclave_runner.program.cooling import cool
 from ..enclave_runner.program.recording import record
-from ..enclave_runner.program.timed import cool
 from ..errors import ExportError, UsageError
 from ..graph.build import Cut, LayerGraph
 from ..graph.splitting import split
 from . import handoff as _handoff
 from .backends import ACCELERATORS, ENCLAVES
 from .base import Conditions, CutLatency, Duration, Profile, Verification, WorkerCost, total_of
+from .engines import OrtPass, chosen
 from .instrumented import Pass, Subject, WorkerPass
 from .machine import now, this_machine
 from .memory import keep_memory
@@ -36,6 +38,10 @@ NO_SGX = (
     "encrypted memory nor its transitions"
 )
 NO_GPU = "no GPU: the tail was timed on the host's CPU"
+BY_SHARES = (
+    "enclave times at cuts are shares of timed passes by ONNX Runtime, by its own account of its "
+    "operators; those that are fused across a cut count to the head"
+)
 HANDOFFS = 4
 
 
@@ -91,10 +97,14 @@ def profile(
         stack.enter_context(one_setting(how.threads))
         channel = stack.enter_context(_handoff.handoff(max(payloads, default=1)))
         subject = Subject.of(graph, cuts, example)
-        inside = stack.enter_context(contextlib.closing(ENCLAVES[enclave](subject)))
+        engine, why = chosen(subject, how.engine)
+        inside: Pass | OrtPass = (
+            OrtPass(subject, enclave) if engine == "ort" else ENCLAVES[enclave](subject)
+        )
+        stack.enter_context(contextlib.closing(inside))
         # On one and the same device a pass is a pass: twice the repetitions, half the noise.
-        same = enclave == "native" and accelerator == "cpu"
-        outside = inside if same else ACCELERATORS[accelerator](subject)
+        same = enclave == "native" and accelerator == "cpu" and engine == "torch"
+        outside: Pass | OrtPass = inside if same else ACCELERATORS[accelerator](subject)
         for _ in range(how.warmup):
             inside.once(keep=False)
             outside.once(keep=False)
@@ -124,10 +134,15 @@ def profile(
         threads=how.threads,
         batch=batch,
         repetitions=how.repetitions,
-        warnings=cautions(enclave, accelerator, subject.reason),
+        warnings=[
+            *cautions(enclave, accelerator, subject.reason),
+            *([BY_SHARES] if engine == "ort" else []),
+            *([f"the head was timed by torch, not ONNX Runtime: {why}"] if why else []),
+        ],
         worker=_cost(inside),
         as_traced=subject.reason,
         taken=Taken(machine=this_machine(), at=now()),
+        engine=engine,
     )
 
 
@@ -136,8 +151,8 @@ def _latency(enclave: Duration, handoff: Duration, accelerator: Duration) -> Cut
     return CutLatency(enclave=enclave, handoff=handoff, accelerator=accelerator, total=total)
 
 
-def _cost(inside: Pass) -> WorkerCost | None:
-    if not isinstance(inside, WorkerPass):
+def _cost(inside: Pass | OrtPass) -> WorkerCost | None:
+    if not isinstance(inside, (WorkerPass, OrtPass)):
         return None
     probe = inside.probe
     return WorkerCost(start_s=probe.start_s, load_s=probe.load_s, peak_bytes=probe.peak_bytes)
@@ -242,9 +257,13 @@ def verify(
         stack.enter_context(one_setting(how.threads))
         channel = stack.enter_context(_handoff.handoff(size))
         subject = Subject.of(graph, [cut], example)
-        inside = stack.enter_context(contextlib.closing(ENCLAVES[enclave](subject)))
+        engine, _ = chosen(subject, how.engine)
+        inside: Pass | OrtPass = (
+            OrtPass(subject, enclave) if engine == "ort" else ENCLAVES[enclave](subject)
+        )
+        stack.enter_context(contextlib.closing(inside))
         outside = stack.enter_context(contextlib.closing(ACCELERATORS[accelerator](subject)))
-        head, tail, boundary = _both(graph, cut, example, device, enclave)
+        head, tail, boundary = _both(graph, cut, example, device, (enclave, engine))
         stack.callback(head.close)
         for i in range(how.warmup + how.repetitions):
             keep = i >= how.warmup
@@ -279,9 +298,13 @@ class _Head:
 
 
 def _both(
-    graph: LayerGraph, cut: Cut, example: torch.Tensor, device: str, enclave: str
+    graph: LayerGraph, cut: Cut, example: torch.Tensor, device: str, where: tuple[str, str]
 ) -> tuple[_Head, Callable[..., Any], tuple[torch.Tensor, ...]]:
-    """Head, tail and the boundary tensors between them, as the runner would run them."""
+    """Head, tail and the boundary tensors between them, as the runner would run them.
+
+    `where`: the enclave's backend and the engine inside.
+    """
+    enclave, engine = where
     head, tail = split(graph, cut)
     with torch.inference_mode():
         boundary = head(example)
@@ -293,9 +316,14 @@ def _both(
             raise
         return _Head(_timed(head, example), lambda: None), tail.to(device), boundary
     after.load(after.tensors, device)
+    threads = torch.get_num_threads()
+    if engine == "ort":
+        by_ort = OrtProbe(
+            accounted(first, example, False, []), example.shape, backend=enclave, threads=threads
+        )
+        return _Head(lambda: by_ort.once()[1], by_ort.close), after, boundary
     if enclave == "native":
         return _Head(_timed(first, example), lambda: None), after, boundary
-    threads = torch.get_num_threads()
     probe = Probe(first, [], example.shape, backend=enclave, threads=threads)
     return _Head(lambda: probe.once()[1], probe.close), after, boundary
 

@@ -83,6 +83,7 @@ class Timed(_Record):
     repetitions: Count
     warmup: Annotated[int, Field(ge=0, le=1 << 20)]
     seed: Annotated[int, Field(ge=0)]
+    engine: Literal["torch", "ort", "auto"] = "torch"
 
 
 class TimedCut(_Record):
@@ -310,6 +311,7 @@ class TargetProfile(_Record):
             worker=None if self.worker is None else WorkerCost(**self.worker.model_dump()),
             as_traced=self.as_traced,
             taken=self.origin,
+            engine=how.engine,
         )
 
 

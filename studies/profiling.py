@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
-from ..arguments.choices import AcceleratorName, EnclaveName, known_names
+from ..arguments.choices import AcceleratorName, EnclaveName, EngineName, known_names
 from ..graph.build import Cut
 from ..models.load import load
 from ..models.request import MODEL_NAMES, ModelOptions, ModelRequest
@@ -25,6 +25,7 @@ class ProfileOptions(ModelOptions, total=False):
     depth: int | None
     enclave: EnclaveName | None
     accelerator: AcceleratorName | None
+    engine: EngineName | None
     threads: int | None
     batch: int | None
     repetitions: int | None
@@ -72,7 +73,7 @@ def profile_model(
 
     which = CutChoice(**taken("cuts", "max_cuts", "depth"))  # type: ignore[arg-type]
     timing = Timing(
-        **taken("enclave", "accelerator", "threads", "batch", "repetitions")  # type: ignore[arg-type]
+        **taken("enclave", "accelerator", "engine", "threads", "batch", "repetitions")  # type: ignore[arg-type]
     )
     seed = int(given.get("seed", 0))
     how = timing.conditions(seed)
@@ -84,6 +85,7 @@ def profile_model(
     every = graph.cuts("all")
     watcher.stage(f"timing all {len(every)} cuts")
     measured = profile(graph, every, how, progress=lambda s: watcher.progress("profile", s))
+    how = replace(how, engine=measured.engine)
     assert measured.taken is not None
     if "machine" in given:
         named = this_machine(str(given["machine"]))

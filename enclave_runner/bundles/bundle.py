@@ -26,30 +26,41 @@ from ..program.parts import (
     PROGRAM,
     SPEC,
     WEIGHTS,
+    WEIGHTS_OF,
     Part,
 )
 from ..program.plain_json import bounded, parsed
 
-SCHEMA = 2
+SCHEMA = 3
 FILE, LABELS, SPLIT, NEEDS = "bundle.json", "labels.json", "split.json", "enclave.json"
 README, MANIFEST, SIGSTRUCT = "README.md", "head.manifest.sgx", "head.sig"
+MODULES = "head.modules"
 UNITS = ("partopt-head@.service", "partopt-tail@.service")
 SEALED = {"aes-256-gcm": f"{WEIGHTS}.sealed", "gramine": f"{WEIGHTS}.pf"}
+
+
+def sealed_file(engine: str, seal: str) -> str:
+    """Name of a head's sealed weights."""
+    return WEIGHTS_OF[engine] + {"aes-256-gcm": ".sealed", "gramine": ".pf"}[seal]
+
+
+_SEALED = [sealed_file(engine, seal) for engine in WEIGHTS_OF for seal in SEALED]
 MAX_BYTES = 4 << 20
 # Every file that a bundle may have, and its most bytes.
 FILES = {
     **{f"{role}/{SPEC}": MAX_SPEC_BYTES for role in ("head", "tail")},
     **{f"{role}/{PROGRAM}": MAX_PROGRAM_BYTES for role in ("head", "tail")},
-    **{f"head/{name}": MAX_WEIGHTS_BYTES for name in SEALED.values()},
-    f"tail/{WEIGHTS}": MAX_WEIGHTS_BYTES,
+    **{f"head/{name}": MAX_WEIGHTS_BYTES for name in _SEALED},
+    **{f"tail/{name}": MAX_WEIGHTS_BYTES for name in WEIGHTS_OF.values()},
     **dict.fromkeys((LABELS, README, NEEDS), MAX_BYTES),
     SPLIT: 16 << 20,
     **{f"systemd/{unit}": 1 << 16 for unit in UNITS},
     MANIFEST: 16 << 20,
     SIGSTRUCT: 1 << 16,
+    MODULES: 256 << 20,
 }
 # Those that come later or hold the identity themselves; all others are part of it.
-UNBOUND = {f"head/{SPEC}", *(f"head/{n}" for n in SEALED.values()), MANIFEST, SIGSTRUCT}
+UNBOUND = {f"head/{SPEC}", *(f"head/{n}" for n in _SEALED), MANIFEST, SIGSTRUCT, MODULES}
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -79,6 +90,22 @@ class Optimisation(_Strict):
     tried: dict[str, str] = Field(default_factory=dict)
 
 
+class EngineUse(_Strict):
+    """What runs a half, and how far it is from the program that was traced.
+
+    ``differences``: for each tensor that it gives, the largest absolute difference over `images`
+    generated images, as a share of the tensor's standard deviation. ``speedup`` is against the
+    program in torch; ``tried`` says what else was measured, or why it was not taken.
+    """
+
+    name: Literal["torch", "ort"] = "torch"
+    level: Literal["", "layout", "extended"] = ""
+    speedup: float = 1.0
+    images: int = 0
+    differences: dict[str, float] = Field(default_factory=dict)
+    tried: dict[str, str] = Field(default_factory=dict)
+
+
 class Footprint(_Strict):
     """Memory of the head worker in bytes, and what the enclave is sized from it."""
 
@@ -104,6 +131,8 @@ class Bundle(_Strict):
     batch: int
     transports: list[str]
     optimisation: Optimisation
+    head_engine: EngineUse = Field(default_factory=EngineUse)
+    tail_engine: EngineUse = Field(default_factory=EngineUse)
     footprint: Footprint
     files: dict[str, Digest]
     identity: Digest = "0" * 64
@@ -119,9 +148,10 @@ class Bundle(_Strict):
 
     def expected(self) -> set[str]:
         """The files that it has to have."""
-        head = {f"head/{n}" for n in (SPEC, PROGRAM, SEALED[self.seal])}
-        tail = {f"tail/{n}" for n in (SPEC, PROGRAM, WEIGHTS)}
-        signed = {MANIFEST, SIGSTRUCT} if self.mrenclave is not None else set()
+        sealed = sealed_file(self.head_engine.name, self.seal)
+        head = {f"head/{n}" for n in (SPEC, PROGRAM, sealed)}
+        tail = {f"tail/{n}" for n in (SPEC, PROGRAM, WEIGHTS_OF[self.tail_engine.name])}
+        signed = {MANIFEST, SIGSTRUCT, MODULES} if self.mrenclave is not None else set()
         return {*head, *tail, SPLIT, NEEDS, README, *(f"systemd/{u}" for u in UNITS), *signed}
 
     def write(self, folder: Path) -> None:
@@ -147,7 +177,9 @@ def read_bundle(folder: Path) -> Bundle:
     for name, wanted in bundle.files.items():
         if _digest_within(folder, name) != wanted:
             raise BundleError(f"{name!r} is missing from the bundle or was changed; export again")
-    head, _ = parts_of(folder)
+    head, tail = parts_of(folder)
+    if (head.engine, tail.engine) != (bundle.head_engine.name, bundle.tail_engine.name):
+        raise BundleError(f"{FILE} and head/{SPEC} are of two bundles; export again")
     named = head.bundle == bundle.identity == bundle.identified()
     if not named or head.seal != bundle.seal or head.limits.batch != bundle.batch:
         raise BundleError(f"{FILE} and head/{SPEC} are of two bundles; export again")

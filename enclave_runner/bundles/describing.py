@@ -13,6 +13,7 @@ from pathlib import Path
 from ...config import SplitConfig
 from ...errors import UsageError
 from ...models.load import LoadedModel
+from ..lowering.choosing import Chosen
 from ..program import optimise as opt
 from ..program.parts import Part
 from ..wire.layouts import Layout
@@ -25,6 +26,7 @@ from .bundle import (
     UNITS,
     Bundle,
     Crossing,
+    EngineUse,
     Footprint,
     Optimisation,
     digest,
@@ -91,6 +93,8 @@ def describe(folder: Path, subject: Subject) -> Bundle:
             speedup=choice.speedup,
             tried=choice.tried,
         ),
+        head_engine=_use(made.engines["head"], [t.name for t in made.boundary]),
+        tail_engine=_use(made.engines["tail"], [t.name for t in made.answer]),
         footprint=Footprint(
             parameters=sum(t.nbytes for t in made.head.tensors.values()),
             peak_activations=config.cut.head_peak_activation_bytes * made.batch,
@@ -118,6 +122,19 @@ def hashed(folder: Path, bundle: Bundle) -> Bundle:
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     kept = {n: digest(folder / n) for n in files if n in FILES}
     return bundle.model_copy(update={"files": kept})
+
+
+def _use(chosen: Chosen, names: Sequence[str]) -> EngineUse:
+    return EngineUse.model_validate(
+        {
+            "name": chosen.engine,
+            "level": chosen.level,
+            "speedup": chosen.speedup,
+            "images": chosen.images,
+            "differences": dict(zip(names, chosen.differences, strict=False)),
+            "tried": chosen.tried,
+        }
+    )
 
 
 def _crossing(layout: Layout) -> Crossing:

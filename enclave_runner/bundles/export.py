@@ -22,7 +22,7 @@ from .describing import Subject, describe, hashed
 from .footprint import rehearse
 from .halves import halves
 from .resigning import enclave_key, with_enclave
-from .sides import seal_head, write_parts
+from .sides import seal_head, weights_of, write_parts
 from .trust import sign_bundle, signing_key
 
 
@@ -52,6 +52,7 @@ class Build:
 
     Attributes:
         optimise: ``none`` (bit-identical), ``auto`` or switches (see `optimise`).
+        engine, tail_engine: What runs head and tail: ``torch``, ``ort`` or ``auto``.
         batch: Largest batch that the workers take.
         threads: Compute threads that the enclave is sized for.
         labels: ``imagenet``, a text file with a label a line, or None: the model's own.
@@ -59,6 +60,8 @@ class Build:
     """
 
     optimise: str = "none"
+    engine: str = "torch"
+    tail_engine: str = "torch"
     batch: int = 8
     threads: int = 1
     labels: str | None = None
@@ -134,7 +137,15 @@ def export(
         )
     graph, cut = _cut(loaded, config)
     stage("writing programs")
-    made = halves(loaded, graph, cut, optimise=build.optimise, batch=build.batch, seed=build.seed)
+    made = halves(
+        loaded,
+        graph,
+        cut,
+        optimise=build.optimise,
+        engines=(build.engine, build.tail_engine),
+        batch=build.batch,
+        seed=build.seed,
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -239,7 +250,7 @@ def _cut(loaded: LoadedModel, config: c.SplitConfig) -> tuple[LayerGraph, Cut]:
 def _identified(folder: Path, bundle: Bundle, subject: Subject, key: bytes) -> Bundle:
     """`bundle` with all hashes and its identity, to which the head's weights are sealed anew."""
     identity = hashed(folder, bundle).identified()
-    seal_head(folder, replace(subject.head, bundle=identity), subject.made.head, key)
+    seal_head(folder, replace(subject.head, bundle=identity), weights_of(subject.made, "head"), key)
     return hashed(folder, bundle.model_copy(update={"identity": identity}))
 
 

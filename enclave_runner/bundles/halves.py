@@ -12,11 +12,16 @@ from ...graph.answers import tensors
 from ...graph.build import Cut, LayerGraph
 from ...graph.reference import TOLERANCE, random_inputs, share, spread, untouched
 from ...graph.splitting import split
+from ...images.dead_leaves import dead_leaves
 from ...models.load import LoadedModel
+from ..lowering.choosing import Chosen, Half, choose, hold_engine
 from ..program import optimise as opt
 from ..program.programs import Program
 from ..program.recording import record
 from ..wire.layouts import DTYPES, Layout
+
+# On which an engine is held against the traced program.
+IMAGES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,7 @@ class Halves:
         inputs, boundary, answer: What goes in, what crosses, and what comes back.
         batch: Largest batch that they run at.
         choice: How the head was made cheaper.
+        engines: What runs head and tail, by role.
         off: How far answers without switches are off the model's, as a share of what these vary by.
     """
 
@@ -41,6 +47,7 @@ class Halves:
     batch: int
     choice: opt.Choice
     off: float
+    engines: dict[str, Chosen]
 
 
 def halves(
@@ -49,6 +56,7 @@ def halves(
     cut: Cut,
     *,
     optimise: str = "none",
+    engines: tuple[str, str] = ("torch", "torch"),
     batch: int = 8,
     seed: int = 0,
 ) -> Halves:
@@ -59,6 +67,7 @@ def halves(
         graph: Its layer graph.
         cut: Where to part it.
         optimise: ``none``, ``auto`` or switches (see `optimise`).
+        engines: ``torch``, ``ort`` or ``auto``, for head and tail.
         batch: Largest batch that the programs must run at, if the model can.
         seed: For the images that they are compared on.
 
@@ -66,6 +75,7 @@ def halves(
         ExportError: A half is no program, or does not answer as the model does.
     """
     wanted = opt.parse(optimise)
+    asked = [hold_engine(o, e) for o, e in zip(("engine", "tail-engine"), engines, strict=True)]
     odd = next((s for s in cut.boundary if s.dtype not in DTYPES), None)
     if odd is not None:
         raise ExportError(
@@ -97,6 +107,29 @@ def halves(
         assert error is not None
         raise error
     choice = opt.quickest(head, first, second, example, wanted, dynamic)
+    images = _pictures(loaded, seed) if asked != ["torch", "torch"] else [example]
+    chosen = {
+        "head": choose(
+            Half(
+                plain=first,
+                quick=choice.program,
+                dynamic=dynamic,
+                inputs=[[x] for x in images],
+                answers=second,
+            ),
+            asked[0],
+        ),
+        "tail": choose(
+            Half(
+                plain=second,
+                quick=second,
+                dynamic=dynamic,
+                inputs=[[t.contiguous() for t in first(x)] for x in images],
+                answers=None,
+            ),
+            asked[1],
+        ),
+    }
     return Halves(
         cut=cut,
         head=choice.program,
@@ -107,7 +140,15 @@ def halves(
         batch=batch if dynamic else 1,
         choice=choice,
         off=off,
+        engines=chosen,
     )
+
+
+def _pictures(loaded: LoadedModel, seed: int) -> list[torch.Tensor]:
+    """Images as the model gets them, one each; generated, with a photo's statistics."""
+    how = loaded.preprocessing
+    pictures = dead_leaves(IMAGES, how.input_size, seed)
+    return [torch.from_numpy(how.prepared(p)) for p in pictures]
 
 
 def _truth(loaded: LoadedModel, images: torch.Tensor) -> list[torch.Tensor]:

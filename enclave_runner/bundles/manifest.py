@@ -20,6 +20,7 @@ from pathlib import Path
 from ...errors import BackendError, ExportError
 from ..program.parts import GRAMINE_KEY, GRAMINE_WEIGHTS
 from ..wire.messages import PORT_VARIABLE, TOKEN_VARIABLE
+from .archive import Archive, inside
 from .footprint import Seen
 from .gramine import Installation
 
@@ -29,10 +30,12 @@ _GLIBC = (
     *("libresolv.so", "libmvec.so", "libnss_", "libBrokenLocale.so", "libthread_db.so", "ld-linux"),
 )
 INSIDE = "/bundle/head"
-# Every worker's: GNU OpenMP's short spins, and memory that stays with the process: activations of a
-# thread of its own would otherwise be returned to the system and faulted in again at every image.
+# Every worker's: GNU OpenMP's short spins, no telemetry of ONNX Runtime's, and memory that stays
+# with the process: activations of a thread of its own would otherwise be returned to the system and
+# faulted in again at every image.
 ENVIRONMENT = {
     "GOMP_SPINCOUNT": "2000",
+    "ORT_DISABLE_TELEMETRY": "1",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
@@ -83,11 +86,14 @@ def size_enclave(seen: Seen, threads: int) -> tuple[int, int]:
     return size, max_threads
 
 
-def render(worker: GramineWorker, gramine: Installation, where: Path) -> str:
+def render(
+    worker: GramineWorker, gramine: Installation, where: Path, modules: tuple[str, Archive]
+) -> str:
     """The manifest's text, as ``gramine-direct`` and ``gramine-sgx-sign`` take it.
 
     Args:
         worker: What to run.
+        modules: Where the archive of its Python modules lies, and the archive.
         gramine: Where its libraries lie.
         where: The folder that Gramine is started in, to which the worker's may be relative.
 
@@ -95,6 +101,7 @@ def render(worker: GramineWorker, gramine: Installation, where: Path) -> str:
         ExportError: A path that cannot stand in a manifest.
         BackendError: A file that is not there any more.
     """
+    place, archive = modules
     folders = _folders(worker)
     library_path = ":".join(["/lib", *_library_folders(worker.files, worker.prefixes)])
     mounts = [
@@ -102,9 +109,10 @@ def render(worker: GramineWorker, gramine: Installation, where: Path) -> str:
         _mount("/lib64", str(gramine.runtime)),
         *(_mount(p, p) for p in folders),
         _mount(INSIDE, worker.folder),
+        _mount(inside(), place),
     ]
     trusted = [str(gramine.libos), *map(str, gramine.libraries())]
-    trusted += [f for f in worker.files if not _is_glibc(f)]
+    trusted += [f for f in archive.files if not _is_glibc(f)]
     allowed: list[str] = []
     own = [f"{worker.folder}/{name}" for name in worker.names]
     if worker.trusted:
@@ -125,7 +133,10 @@ def render(worker: GramineWorker, gramine: Installation, where: Path) -> str:
             f'key_name = "{GRAMINE_KEY.rpartition("/")[2]}" }}'
         )
     environment = "\n".join(f"loader.env.{n} = {_q(v)}" for n, v in ENVIRONMENT.items())
-    argv = [sys.executable, "-I", "-B", "-m", f"partopt.{worker.module}", INSIDE]
+    package, _, name = worker.module.rpartition(".")
+    argv = [sys.executable, "-I", "-B", "-m", f"partopt.{package}.archived", name, INSIDE]
+    measured = [_measured(name, where) for name in dict.fromkeys(trusted)]
+    measured.append(f'{{ uri = {_q("file:" + place)}, sha256 = "{archive.sha256}" }}')
     return f"""\
 # Rendered by partopt from what a bundle says that its head worker needs.
 loader.entrypoint.uri = {_q(f"file:{gramine.libos}")}
@@ -154,7 +165,7 @@ sgx.enclave_size = "{worker.enclave_size // _MIB}M"
 sgx.max_threads = {worker.max_threads}
 sgx.remote_attestation = "dcap"
 sgx.trusted_files = [
-  {_lines([_measured(name, where) for name in dict.fromkeys(trusted)])}
+  {_lines(measured)}
 ]
 sgx.allowed_files = [
   {_lines(allowed)}

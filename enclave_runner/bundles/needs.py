@@ -19,7 +19,7 @@ from ...errors import BundleError
 from ..program.parts import PROGRAM, SPEC, Part
 from ..program.plain_json import bounded, parsed
 from ..wire.areas import drop_folder, shm_folder
-from .bundle import NEEDS, SEALED
+from .bundle import NEEDS, sealed_file
 from .footprint import Seen
 from .manifest import GramineWorker, size_enclave
 
@@ -78,6 +78,11 @@ class Needs:
         return cls(files=tuple(files), enclave_size=size, max_threads=threads)
 
 
+def head_module(part: Part) -> str:
+    """The module of the head worker that runs `part`, below partopt."""
+    return f"enclave_runner.inside.{part.engine}_head"
+
+
 def worker_of(folder: Path) -> GramineWorker:
     """The head worker of the bundle in `folder`, as its manifest holds it.
 
@@ -85,13 +90,13 @@ def worker_of(folder: Path) -> GramineWorker:
         BundleError: As `Needs.read` and `Part.read`.
     """
     needs, part = Needs.read(folder), Part.read(folder / "head")
-    sealed = f"head/{SEALED[part.seal]}"
+    sealed = f"head/{sealed_file(part.engine, part.seal)}"
     by_gramine = part.seal == "gramine"
     identity = part.weights_sha256[:16]
     return GramineWorker(
-        module="enclave_runner.inside.head",
+        module=head_module(part),
         folder="head",
-        names=[SPEC, PROGRAM] if by_gramine else [SPEC, PROGRAM, SEALED[part.seal]],
+        names=[SPEC, PROGRAM, *([] if by_gramine else [Path(sealed).name])],
         trusted=True,
         files=needs.files,
         prefixes=sorted({sys.prefix, sys.base_prefix}),

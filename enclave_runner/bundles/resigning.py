@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...errors import BackendError, UsageError
 from . import signing
-from .bundle import FILE, MANIFEST, SIGSTRUCT, Bundle, digest, read_bundle
+from .bundle import FILE, MANIFEST, MODULES, SIGSTRUCT, Bundle, digest, read_bundle
 from .gramine import INSTALL
 from .needs import worker_of
 from .trust import SIGNATURE, hold_trusted, sign_bundle, signing_key
@@ -32,7 +32,7 @@ def enclave_key(option: str, key: Path) -> Path:
 def with_enclave(folder: Path, bundle: Bundle, key: Path) -> Bundle:
     """Sign the enclave of `bundle`; return what ``bundle.json`` says then, which is not written."""
     mrenclave = signing.sign(folder, worker_of(folder), key)
-    new = {name: digest(folder / name) for name in (MANIFEST, SIGSTRUCT)}
+    new = {name: digest(folder / name) for name in (MANIFEST, SIGSTRUCT, MODULES)}
     files = dict(sorted({**bundle.files, **new}.items()))
     return bundle.model_copy(update={"mrenclave": mrenclave, "files": files})
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError, BundleError
-from .bundle import MANIFEST, SIGSTRUCT
+from .archive import NAME, archived
+from .bundle import MANIFEST, SIGSTRUCT, digest
 from .gramine import INSTALL, installed, run_tool
 from .manifest import GramineWorker, render
 
@@ -38,7 +39,7 @@ def sign(folder: Path, worker: GramineWorker, key: Path | None) -> str:
     """Sign `worker`, which runs in `folder`; return MRENCLAVE, hexadecimal.
 
     Args:
-        folder: Gets ``head.manifest.sgx`` and ``head.sig``.
+        folder: Gets ``head.manifest.sgx``, ``head.sig`` and ``head.modules``.
         worker: What the manifest is rendered from.
         key: RSA key as Gramine wants it; None makes one that lives for this call.
 
@@ -49,7 +50,9 @@ def sign(folder: Path, worker: GramineWorker, key: Path | None) -> str:
         raise BackendError(f"{', '.join(missing())} not on PATH; install Gramine ({INSTALL})")
     with tempfile.TemporaryDirectory(prefix="partopt-sign-") as hidden:
         own, plain = Path(hidden) / "key.pem", Path(hidden) / "head.manifest"
-        plain.write_text(render(worker, installed(), folder))
+        archive = archived(worker.files)
+        (folder / NAME).write_bytes(archive.data)
+        plain.write_text(render(worker, installed(), folder, (NAME, archive)))
         if key is None:
             run_tool(["gramine-sgx-gen-private-key", str(own)], folder)
         run_tool(
@@ -76,7 +79,7 @@ def hold_signed(folder: Path, worker: GramineWorker, mrenclave: str | None) -> N
         BundleError: It says something else, or is of another enclave than the bundle names.
         BackendError: It is not signed.
     """
-    if mrenclave is None or not (folder / SIGSTRUCT).is_file() or not (folder / MANIFEST).is_file():
+    if mrenclave is None or not all((folder / n).is_file() for n in (SIGSTRUCT, MANIFEST, NAME)):
         raise BackendError("the bundle is not signed; run partopt sign BUNDLE --key KEY.pem")
     if measured(folder) != mrenclave:
         raise BundleError(f"{SIGSTRUCT!r} is of another enclave than the bundle's; sign it again")
@@ -89,7 +92,13 @@ def hold_signed(folder: Path, worker: GramineWorker, mrenclave: str | None) -> N
         if isinstance(error, BundleError):
             raise
         raise BundleError(f"{MANIFEST!r} cannot be read; sign it again") from None
-    ours = tomllib.loads(render(worker, installed(), folder))
+    archive = archived(worker.files)
+    if digest(folder / NAME) != archive.sha256:
+        raise BundleError(
+            f"{NAME!r} is not made of this machine's modules: partopt, Python or a package changed "
+            "since it was signed; sign it again"
+        )
+    ours = tomllib.loads(render(worker, installed(), folder, (NAME, archive)))
     if _with_defaults(ours) != _with_defaults(theirs):
         raise BundleError(
             f"{MANIFEST!r} is not what partopt renders for this bundle on this machine: it was "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-import torch
+import numpy as np
 
 from ...errors import ServiceError
 from ..program.parts import Part
@@ -71,7 +71,7 @@ class Computing:
         try:
             assert self._weights.program is not None
             with kept_memory():
-                tensors = self._weights.program(torch.cat(images))
+                tensors = self._weights.program(np.concatenate(images))
         except Exception as error:  # nothing of an image may stop the worker
             self._tails.give_back()
             self._failed(error)
@@ -87,7 +87,7 @@ class Computing:
         except Exception as error:
             self._failed(error)
 
-    def _prepared(self, request: Request) -> torch.Tensor | None:
+    def _prepared(self, request: Request) -> np.ndarray | None:
         """The request's image as the network's input; None if there is nothing to compute."""
         request.times["queue"] = now() - request.since
         if request.session.gone:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-import torch
+import numpy as np
 from PIL import (
     BmpImagePlugin,
     JpegImagePlugin,
@@ -27,7 +27,7 @@ _DECODERS = (BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)
 _ON_DEMAND = (MpoImagePlugin, TiffImagePlugin)
 
 
-def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch.Tensor:
+def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> np.ndarray:
     """An encoded image as the model's input, shape (1, 3, H, W).
 
     Raises:
@@ -44,4 +44,4 @@ def decoded(image: bytes, preprocessing: Preprocessing, limits: Limits) -> torch
         raise ServiceError(
             "bad-image", f"the bytes are no usable JPEG, PNG, WebP or BMP ({error})"
         ) from None
-    return preprocessing.normalise(torch.from_numpy(unit.copy())[None].float() / 255)
+    return preprocessing.prepared(unit)

@@ -1,8 +1,7 @@
 """The head worker: decrypts images, runs the head, hands boundary tensors over, returns answers.
 
-    python -m partopt.enclave_runner.inside.head BUNDLE/head
-
-This is what runs inside the enclave. Everything that reaches it from outside, the orchestrator, the
+Started by `torch_head` or `ort_head`, which differ in what computes. This is what runs inside the
+enclave. Everything that reaches it from outside, the orchestrator, the
 tail and unproven clients included, is bounded and checked; it prints nothing, and what it reports
 are codes. Threads, all started at once: one for all clients (`listening`), one that computes
 (`computing`), one for the tail (`tails`), one that opens weights, one that makes quotes. The worker
@@ -20,9 +19,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ...errors import FrameError, PartoptError
+from ..program.engine import Engine
 from ..program.parts import Part
 from ..wire.accepted import REFUSALS, Bounds, owed_bytes, queued_bytes
 from ..wire.messages import MAX_HEAD, Control, decode, listen
@@ -46,7 +44,13 @@ class HeadWorker:
     """What clients may ask for, and the threads that do it."""
 
     def __init__(
-        self, folder: Path, part: Part, start: Start, backend: str, control: Control
+        self,
+        folder: Path,
+        part: Part,
+        engine: Engine,
+        start: Start,
+        backend: str,
+        control: Control,
     ) -> None:
         if start.transport == "shm":  # opened once: its name is gone by the time a tail returns
             start = replace(start, descriptor=os.open(start.area, os.O_RDWR))
@@ -58,7 +62,7 @@ class HeadWorker:
         )
         self._tails = Tails(exchange, start, control)
         self._weights = Weights(
-            folder, part, start.batch, lambda s: control.send(event="unlocked", load_s=s)
+            folder, part, start, engine, lambda s: control.send(event="unlocked", load_s=s)
         )
         self._waiting: FairQueue[Request] = FairQueue(
             start.queue, queued_bytes(part.limits.image_bytes)
@@ -211,18 +215,20 @@ class HeadWorker:
             del key
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, engine: Engine) -> None:
     """Serve until the orchestrator goes."""
     sys.setswitchinterval(5e-4)
     control = Control.dial()
     try:
         start = start_from(control.read())
         let_go()
-        torch.set_num_threads(start.threads)
+        engine.prepare(start.threads)
         part = Part.read(folder)
         if start.batch > part.limits.batch:
             raise FrameError("malformed", "the start line asks for a larger batch than exported")
-        HeadWorker(folder, part, start, _backend(), control).run()
+        if part.engine != engine.name:
+            raise FrameError("malformed", f"the head is not for the engine {engine.name}")
+        HeadWorker(folder, part, engine, start, _backend(), control).run()
     except (PartoptError, OSError, RuntimeError) as error:
         control.send(event="failed", error=f"{type(error).__name__}: {str(error)[:300]}")
     os._exit(0)
@@ -241,7 +247,3 @@ def _backend() -> str:
     if kind.exists() and Path("/dev/attestation/quote").exists():
         return "gramine-sgx"
     return "gramine-direct" if os.environ.get("PARTOPT_BACKEND") == "gramine" else "native"
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

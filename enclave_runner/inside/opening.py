@@ -9,20 +9,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from ...errors import BundleError
-from ..program.parts import Part, load_program
-from ..program.programs import Program
+from ..program.engine import Engine, Runs
+from ..program.parts import Part
+from ..wire.start import Start
 from .memory import kept
 
 
 class Weights:
-    """The program of a head, once its weights are open.
+    """What runs a head, once its weights are open.
 
     Args:
         folder, part: The head.
-        batch: Largest batch that will run.
+        start: Its largest batch and its threads.
+        engine: What runs it.
         opened: Told how many seconds opening took.
 
     Attributes:
@@ -31,12 +33,18 @@ class Weights:
     """
 
     def __init__(
-        self, folder: Path, part: Part, batch: int, opened: Callable[[float], None]
+        self,
+        folder: Path,
+        part: Part,
+        start: Start,
+        engine: Engine,
+        opened: Callable[[float], None],
     ) -> None:
-        self._folder, self._part, self._batch, self._opened = folder, part, batch, opened
+        self._folder, self._part, self._start = folder, part, start
+        self._engine, self._opened = engine, opened
         self._lock = threading.Lock()
         self._key_hash = b""
-        self.program: Program | None = None
+        self.program: Runs | None = None
         self.pass_s = 0.0
 
     def open(self, key: bytes) -> None:
@@ -52,12 +60,12 @@ class Weights:
                     raise BundleError("the weights are open, and this is not their key")
                 return
             begun = time.perf_counter()
-            program = load_program(self._folder, self._part, key)
+            program = self._engine.load(self._folder, self._part, key, self._start.threads)
             (layout,) = self._part.inputs
-            for batch in sorted([1, 1, self._batch, self._batch]):
+            for batch in sorted([1, 1, self._start.batch, self._start.batch]):
                 started = time.perf_counter()
                 with kept():
-                    program(torch.zeros(layout.at(batch)))
+                    program(np.zeros(layout.at(batch), np.float32))
                 self.pass_s = max(time.perf_counter() - started, 0.0) / batch
             self._key_hash, self.program = said, program
             self._opened(max(time.perf_counter() - begun, 0.0))

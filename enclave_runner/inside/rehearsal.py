@@ -34,8 +34,10 @@ from importlib.util import source_from_cache
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from PIL import Image
+
+from ..program.parts import WEIGHTS_OF, Part
 
 _SYSTEM = ("/proc/", "/sys/", "/dev/")
 
@@ -88,19 +90,20 @@ def _pictures(side: int) -> Iterator[bytes]:
 
 def _rehearse_head(folder: Path, batch: int, key: bytes) -> None:
     """All that a head worker does with an image."""
-    from ..program.parts import Part, load_program
     from ..wire.messages import decode, encode
     from ..wire.proofs import proof, proven
     from ..wire.session import accept, connect
     from .decoding import decoded
 
     part = Part.read(folder)
-    program = load_program(folder, part, key or None)
+    engine = importlib.import_module(f"..program.{part.engine}_engine", __package__).ENGINE
+    engine.prepare(1)
+    program = engine.load(folder, part, key or None, 1)
     assert part.preprocessing is not None
     for data in _pictures(part.preprocessing.input_size):
         one = decoded(data, part.preprocessing, part.limits)
     for size in {1, batch}:
-        program(torch.cat([one] * size))
+        program(np.concatenate([one] * size))
     ours, theirs = socket.socketpair()
     thread = threading.Thread(
         target=lambda: accept(theirs, "native", lambda _: b"", 1 << 16).receive()
@@ -116,7 +119,6 @@ def _rehearse_head(folder: Path, batch: int, key: bytes) -> None:
 
 def _clients_worst(folder: Path) -> int:
     """Memory that clients may make a head worker take, beyond what was rehearsed."""
-    from ..program.parts import Part
     from ..wire.accepted import worst_case_bytes
 
     part = Part.read(folder)
@@ -126,6 +128,11 @@ def _clients_worst(folder: Path) -> int:
 
 def _rehearse_probe(folder: Path, shape: list[int], key: bytes) -> None:
     """A profile worker's pass."""
+    if (folder / WEIGHTS_OF["ort"]).is_file():
+        from .ort_probe import accounted, opened
+
+        accounted(opened(folder, shape, key), shape, 1)
+        return
     from ..program.timed import passed
     from .probe import prepare
 
@@ -136,7 +143,10 @@ def main(folder: Path, batch: int, shape: list[int]) -> None:
     """Rehearse and print."""
     codecs.lookup("ascii")  # what Python falls back on where no locale is set
     # The worker itself, and not the other one: each file more is one more to trust.
-    importlib.import_module(".head" if batch else ".probe", __package__)
+    importlib.import_module(".archived", __package__)
+    engine = Part.read(folder).engine if batch else ""
+    probe = "ort_probe" if (folder / WEIGHTS_OF["ort"]).is_file() else "probe"
+    importlib.import_module(f".{engine}_head" if batch else f".{probe}", __package__)
     runtime = _memory("VmRSS") - _memory("RssFile")
     key = bytes.fromhex(sys.stdin.read().strip())
     if batch:

@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
+import numpy as np
 
 from ...errors import FrameError, ServiceError
 from ..wire.ends import open_end
@@ -54,7 +54,7 @@ class Tails:
         """A slot that no run was handed over in."""
         self._slots.release()
 
-    def hand_over(self, run: Run, tensors: tuple[torch.Tensor, ...]) -> None:
+    def hand_over(self, run: Run, tensors: Sequence[np.ndarray]) -> None:
         """Send a run's boundary tensors; its requests are answered, or refused, in any case."""
         with self._guard:
             link = self._link
@@ -120,7 +120,7 @@ class Tails:
             first = next(iter(self._flying.values()), None)
         return first is not None and now() - first.handed_over > self._start.timeout
 
-    def _deliver(self, header: Header, tensors: list[torch.Tensor]) -> None:
+    def _deliver(self, header: Header, tensors: list[np.ndarray]) -> None:
         came = now()
         with self._guard:
             run = self._flying.get(header.request)
@@ -147,11 +147,11 @@ class Tails:
             run.refuse(code, text)
 
 
-def _row(tensors: Sequence[torch.Tensor], i: int, batch: int) -> bytes:
+def _row(tensors: Sequence[np.ndarray], i: int, batch: int) -> bytes:
     """The bytes of one image's share of a batch's answers."""
     sizes = [len(t) // batch for t in tensors]
     rows = [t[i * n : (i + 1) * n] for t, n in zip(tensors, sizes, strict=True)]
-    return b"".join(r.contiguous().view(torch.uint8).numpy().tobytes() for r in rows)
+    return b"".join(r.tobytes() for r in rows)
 
 
 def knocking(

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 
 from ...errors import BundleError
+from .limits import MAX_BYTES, MAX_DIMS, MAX_ELEMENTS, MAX_LIVE_BYTES
 from .operators import Device, Ref, Step
 
-MAX_DIMS, MAX_ELEMENTS, MAX_BYTES = 16, 1 << 31, 1 << 32
-# Of all values that are there at once, views counted as if they were copies.
-MAX_LIVE_BYTES = 1 << 35
 # Sizes and other whole numbers of a program.
 MAX_NUMBER = 1 << 48
 _META = torch.device("meta")

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from ...errors import BundleError, ExportError
-from ..wire.layouts import DTYPES
 from .allowed import OPERATORS
+from .tensors import DTYPES
 
 _SIZE_OPS: dict[str, Callable[..., Any]] = {
     "add": operator.add,

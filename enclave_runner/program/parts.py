@@ -15,19 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load
-
 from ...errors import BundleError
 from ...preprocessing import Preprocessing
 from ..wire.layouts import DTYPES, Layout
 from . import sealing
-from .bounds import MAX_BYTES, MAX_ELEMENTS, ghost
+from .limits import MAX_BYTES, MAX_ELEMENTS
 from .plain_json import bounded, parsed
-from .programs import Program
 
-SCHEMA = 2
+SCHEMA = 3
 SPEC, PROGRAM, WEIGHTS = "spec.json", "program.json", "weights.safetensors"
+# The file of weights by what runs them; an ONNX model holds them itself.
+WEIGHTS_OF = {"torch": WEIGHTS, "ort": "model.onnx"}
+ENGINES = tuple(WEIGHTS_OF)
 # Where Gramine mounts the weights that it decrypts itself.
 GRAMINE_WEIGHTS = "/sealed/weights.safetensors"
 GRAMINE_KEY = "/dev/attestation/keys/partopt_head"
@@ -51,6 +50,7 @@ class Part:
 
     ``answers`` are the tensors that come back from the tail: for a tail its own outputs. ``bundle``
     is the identity of the bundle that a head belongs to; a tail is part of that identity.
+    ``engine`` is what runs it: ``torch`` or ``ort``.
     """
 
     role: str
@@ -63,6 +63,7 @@ class Part:
     limits: Limits
     preprocessing: Preprocessing | None
     bundle: str = ""
+    engine: str = "torch"
 
     @property
     def bound(self) -> bytes:
@@ -103,6 +104,8 @@ def _held(part: Part, folder: str) -> None:
     """What one value of a spec says about another."""
     if part.role != folder or part.role not in SEALS or part.seal not in SEALS[part.role]:
         raise BundleError(f"{folder}/{SPEC} is no {folder} as export writes it; export again")
+    if part.engine not in ENGINES:
+        raise BundleError(f"{folder}/{SPEC} names an engine that there is none of; export again")
     for text in (part.program_sha256, part.weights_sha256, part.bundle or "0" * 64):
         if not re.fullmatch("[0-9a-f]{64}", text):
             raise BundleError(f"{folder}/{SPEC} has a hash that is none; export again")
@@ -166,67 +169,37 @@ def _preprocessing(entry: Any) -> Preprocessing | None:
     )
 
 
-def program_of(folder: Path, part: Part) -> Program:
-    """The program in `folder`, its hash checked before it is parsed."""
-    raw = bounded(folder / PROGRAM, MAX_PROGRAM_BYTES)
-    if hashlib.sha256(raw).hexdigest() != part.program_sha256:
-        raise BundleError(f"{folder.name}/{PROGRAM} was changed since export; export again")
-    program = Program.from_json(raw)
-    if len(program.inputs) != len(part.inputs) or len(program.outputs) != len(part.outputs):
-        raise BundleError(f"{folder.name}/{PROGRAM} does not fit its {SPEC}; export again")
-    return program
-
-
-def load_program(folder: Path, part: Part, key: bytes | None, device: str = "cpu") -> Program:
-    """Program with weights, hashes checked before anything is parsed.
-
-    Args:
-        folder: The part's folder in the bundle.
-        part: Its spec.
-        key: The bundle's key where the weights are sealed.
-        device: Where the program will run.
+def weights_of(folder: Path, part: Part, key: bytes | None) -> bytes:
+    """The part's weights, opened, their hash checked: tensors, or a whole ONNX model.
 
     Raises:
         BundleError: Changed files, or the wrong key.
     """
-    program = program_of(folder, part)
-    weights = _OPEN[part.seal](folder, key or b"", part.bound)
+    name = WEIGHTS_OF[part.engine]
+    weights = _OPEN[part.seal](folder, name, key or b"", part.bound)
     if hashlib.sha256(weights).hexdigest() != part.weights_sha256:
-        raise BundleError(f"{folder.name}/{WEIGHTS} was changed since export; export again")
-    tensors = _tensors(folder, weights)
-    if tensors.keys() != set(program.constants):
-        raise BundleError(
-            f"{folder.name}/{WEIGHTS} has other tensors than its program; export again"
-        )
-    program.load(tensors, device)
-    given = program.sized([ghost(t.shape, DTYPES[t.dtype]) for t in part.inputs])
-    said = [(t.shape, DTYPES[t.dtype]) for t in part.outputs]
-    if [(tuple(t.shape), t.dtype) for t in given] != said:
-        raise BundleError(f"{folder.name}/{PROGRAM} gives other tensors than its {SPEC} says")
-    return program
+        raise BundleError(f"{folder.name}/{name} was changed since export; export again")
+    return weights
 
 
-def _tensors(folder: Path, weights: bytes) -> dict[str, torch.Tensor]:
-    try:
-        return load(weights)
-    except Exception as error:  # safetensors has one of its own, and torch several
-        reason = str(error).strip().splitlines()[:1]
-        raise BundleError(
-            f"{folder.name}/{WEIGHTS} is no safetensors file ({' '.join(reason)[:120]}); export "
-            "again"
-        ) from None
+def said_of(folder: Path, part: Part) -> bytes:
+    """The bytes of ``program.json``, their hash checked before they are parsed."""
+    raw = bounded(folder / PROGRAM, MAX_PROGRAM_BYTES)
+    if hashlib.sha256(raw).hexdigest() != part.program_sha256:
+        raise BundleError(f"{folder.name}/{PROGRAM} was changed since export; export again")
+    return raw
 
 
-def _plain(folder: Path, key: bytes, bound: bytes) -> bytes:
-    return bounded(folder / WEIGHTS, MAX_WEIGHTS_BYTES)
+def _plain(folder: Path, name: str, key: bytes, bound: bytes) -> bytes:
+    return bounded(folder / name, MAX_WEIGHTS_BYTES)
 
 
-def _sealed(folder: Path, key: bytes, bound: bytes) -> bytes:
-    sealed = bounded(folder / f"{WEIGHTS}.sealed", MAX_WEIGHTS_BYTES)
-    return sealing.unseal(sealed, key, f"head/{WEIGHTS}", bound)
+def _sealed(folder: Path, name: str, key: bytes, bound: bytes) -> bytes:
+    sealed = bounded(folder / f"{name}.sealed", MAX_WEIGHTS_BYTES)
+    return sealing.unseal(sealed, key, f"head/{name}", bound)
 
 
-def _by_gramine(folder: Path, key: bytes, bound: bytes) -> bytes:
+def _by_gramine(folder: Path, name: str, key: bytes, bound: bytes) -> bytes:
     """Gramine decrypts while reading, once it has the key (16 bytes, derived from ours)."""
     try:
         Path(GRAMINE_KEY).write_bytes(mount_key(key, bound))
@@ -244,7 +217,7 @@ def mount_key(key: bytes, bound: bytes) -> bytes:
     return sealing.derive(key, "gramine encrypted mount", 16, salt=bound)
 
 
-_OPEN: dict[str, Callable[[Path, bytes, bytes], bytes]] = {
+_OPEN: dict[str, Callable[[Path, str, bytes, bytes], bytes]] = {
     "none": _plain,
     "aes-256-gcm": _sealed,
     "gramine": _by_gramine,

@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 
+from .cooling import cool
 from .programs import Program
-
-_ASLEEP_S = 6e-3
-_displaced = torch.ones(16 << 20, dtype=torch.uint8)
 
 
 def passed(program: Program, example: torch.Tensor, marks: list[int]) -> dict[str, Any]:
@@ -24,13 +22,3 @@ def passed(program: Program, example: torch.Tensor, marks: list[int]) -> dict[st
     if example.is_cuda:
         torch.cuda.synchronize()
     return {"at": [read.get(m, start) - start for m in marks], "end": clock() - start}
-
-
-def cool() -> None:
-    """Sleep a little, and write as much memory as decoding an image displaces.
-
-    A served head comes out of a wait and never finds the caches as the pass before left them;
-    back-to-back passes do, and are up to a tenth faster.
-    """
-    time.sleep(_ASLEEP_S)
-    _displaced.fill_(0)

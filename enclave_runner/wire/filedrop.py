@@ -11,7 +11,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from ...errors import ServiceError
 from .frames import HEADER_BYTES, Header, unpack
@@ -48,12 +48,12 @@ class FileDrop(End):
     def _path(self, by_head: bool, number: int) -> str:
         return str(self._folder / _name(by_head, (number - 1) % self.exchange.slots))
 
-    def _put(self, header: Header, tensors: Sequence[torch.Tensor]) -> None:
+    def _put(self, header: Header, tensors: Sequence[np.ndarray]) -> None:
         if header.length:
             for there, tensor in zip(
                 views(self._out, HEADER_BYTES, self.outgoing, header.batch), tensors, strict=True
             ):
-                there.copy_(tensor)
+                np.copyto(there, tensor)
         whole = memoryview(self._out)[: HEADER_BYTES + header.length]
         whole[:HEADER_BYTES] = crc(header, whole[HEADER_BYTES:]).pack()
         try:
@@ -76,7 +76,7 @@ class FileDrop(End):
         finally:
             os.close(descriptor)
 
-    def receive(self, timeout: float | None = None) -> tuple[Header, list[torch.Tensor]] | None:
+    def receive(self, timeout: float | None = None) -> tuple[Header, list[np.ndarray]] | None:
         """See the base class; tensors are private copies on both sides."""
         number = self.expected.number + 1
         while self._rings < number:

@@ -1,4 +1,7 @@
-"""How tensors lie in memory when they cross: names, shapes and dtypes, agreed on beforehand."""
+"""How tensors lie in memory when they cross: names, shapes and dtypes, agreed on beforehand.
+
+They cross as numpy's arrays, so that neither side needs the other's engine.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
-DTYPES = {
-    str(d).removeprefix("torch."): d
-    for d in (
-        torch.float32,
-        torch.float64,
-        torch.float16,
-        torch.bfloat16,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.uint8,
-        torch.bool,
-    )
-}
+_NAMES = "float32 float64 float16 int8 int16 int32 int64 uint8 bool"
+DTYPES = {name: np.dtype(name) for name in _NAMES.split()}
+# numpy has no such floats: their bits cross.
+DTYPES["bfloat16"] = np.dtype("uint16")
 _ALIGN = 64
 
 
@@ -44,8 +36,8 @@ class Layout:
         return math.prod(self.at(batch)) * DTYPES[self.dtype].itemsize
 
     @classmethod
-    def of(cls, name: str, tensor: torch.Tensor) -> Layout:
-        """The layout of a tensor at batch 1."""
+    def of(cls, name: str, tensor: Any) -> Layout:
+        """The layout of a tensor, of torch or numpy, at batch 1."""
         return cls(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
@@ -54,12 +46,12 @@ def room(layouts: Sequence[Layout], batch: int) -> int:
     return sum(-(-layout.nbytes(batch) // _ALIGN) * _ALIGN for layout in layouts)
 
 
-def views(memory: Any, offset: int, layouts: Sequence[Layout], batch: int) -> list[torch.Tensor]:
-    """Tensors over `memory` (a writable buffer) at `offset`, without copies."""
+def views(memory: Any, offset: int, layouts: Sequence[Layout], batch: int) -> list[np.ndarray]:
+    """Arrays over `memory` (a writable buffer) at `offset`, without copies."""
     found = []
     for layout in layouts:
         count = math.prod(layout.at(batch))
-        flat = torch.frombuffer(memory, dtype=DTYPES[layout.dtype], count=count, offset=offset)
-        found.append(flat.view(layout.at(batch)))
+        flat = np.frombuffer(memory, dtype=DTYPES[layout.dtype], count=count, offset=offset)
+        found.append(flat.reshape(layout.at(batch)))
         offset += -(-layout.nbytes(batch) // _ALIGN) * _ALIGN
     return found

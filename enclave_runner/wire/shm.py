@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
 from .frames import HEADER_BYTES, Header, unpack
 from .layouts import Layout, room, views
@@ -54,7 +54,7 @@ class SharedMemory(End):
             False: _stride(exchange.answer, exchange.batch),
         }
         self._starts = {True: _PAGE, False: _PAGE + exchange.slots * self._strides[True]}
-        self._views: dict[tuple[bool, int, int], list[torch.Tensor]] = {}
+        self._views: dict[tuple[bool, int, int], list[np.ndarray]] = {}
         if side.head:
             self._words[_WORD[True]] = self._words[_WORD[False]] = 0
 
@@ -62,26 +62,26 @@ class SharedMemory(End):
         slot = (number - 1) % self.exchange.slots
         return self._starts[by_head] + slot * self._strides[by_head]
 
-    def _tensors(self, by_head: bool, start: int, batch: int) -> list[torch.Tensor]:
+    def _tensors(self, by_head: bool, start: int, batch: int) -> list[np.ndarray]:
         key = (by_head, start, batch)
         if key not in self._views:
             layouts = self.exchange.boundary if by_head else self.exchange.answer
             self._views[key] = views(self._memory, start + HEADER_BYTES, layouts, batch)
         return self._views[key]
 
-    def _put(self, header: Header, tensors: Sequence[torch.Tensor]) -> None:
+    def _put(self, header: Header, tensors: Sequence[np.ndarray]) -> None:
         start = self._slot(self.head, header.number)
         if header.length:
             for there, tensor in zip(
                 self._tensors(self.head, start, header.batch), tensors, strict=True
             ):
-                there.copy_(tensor)
+                np.copyto(there, tensor)
         body = self._bytes[start + HEADER_BYTES : start + HEADER_BYTES + header.length]
         self._bytes[start : start + HEADER_BYTES] = crc(header, body).pack()
         self._words[_WORD[self.head]] = header.number
         self._ring()
 
-    def receive(self, timeout: float | None = None) -> tuple[Header, list[torch.Tensor]] | None:
+    def receive(self, timeout: float | None = None) -> tuple[Header, list[np.ndarray]] | None:
         """See the base class; the tail's tensors lie in the shared area."""
         word, wanted = _WORD[not self.head], self.expected.number + 1
         if not self._wait(lambda: self._words[word] >= wanted, timeout):

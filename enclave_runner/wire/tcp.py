@@ -6,7 +6,7 @@ import select
 import socket
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
 from ...errors import FrameError
 from .frames import HEADER_BYTES, Header, unpack
@@ -25,12 +25,12 @@ class Stream(End):
         self._room = select.poll()
         self._room.register(door, select.POLLOUT)
 
-    def _put(self, header: Header, tensors: Sequence[torch.Tensor]) -> None:
+    def _put(self, header: Header, tensors: Sequence[np.ndarray]) -> None:
         if header.length:
             for there, tensor in zip(
                 views(self._out, 0, self.outgoing, header.batch), tensors, strict=True
             ):
-                there.copy_(tensor)
+                np.copyto(there, tensor)
         body = memoryview(self._out)[: header.length]
         self._write(crc(header, body).pack())
         self._write(body)
@@ -48,7 +48,7 @@ class Stream(End):
             except BlockingIOError:
                 self._room.poll()
 
-    def receive(self, timeout: float | None = None) -> tuple[Header, list[torch.Tensor]] | None:
+    def receive(self, timeout: float | None = None) -> tuple[Header, list[np.ndarray]] | None:
         """See the base class; tensors are private copies on both sides."""
         if not self._poll.poll(None if timeout is None else max(0.0, timeout * 1e3)):
             return None

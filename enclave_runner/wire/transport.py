@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
+import numpy as np
 
 from ...errors import FrameError, ServiceError
 from .frames import ANSWER, BOUNDARY, FAILURE, Expected, Header, check_whole
@@ -90,7 +90,7 @@ class End(ABC):
         self,
         kind: int,
         request: int,
-        tensors: Sequence[torch.Tensor],
+        tensors: Sequence[np.ndarray],
         *,
         batch: int,
         compute_ns: int = 0,
@@ -131,11 +131,11 @@ class End(ABC):
             raise lost(self.peer) from error
 
     @abstractmethod
-    def _put(self, header: Header, tensors: Sequence[torch.Tensor]) -> None:
+    def _put(self, header: Header, tensors: Sequence[np.ndarray]) -> None:
         """Store and announce one frame."""
 
     @abstractmethod
-    def receive(self, timeout: float | None = None) -> tuple[Header, list[torch.Tensor]] | None:
+    def receive(self, timeout: float | None = None) -> tuple[Header, list[np.ndarray]] | None:
         """Wait for the next frame; None after `timeout` seconds.
 
         The tail gets tensors that are good until it answers; the head gets private copies.

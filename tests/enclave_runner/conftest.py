@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import shutil
@@ -20,11 +21,13 @@ from PIL import Image
 from safetensors.torch import load
 
 from partopt.enclave_runner import orchestrator
-from partopt.enclave_runner.bundles.export import SEALED, Build, Source, export
+from partopt.enclave_runner.bundles.export import Build, Source, export
 from partopt.enclave_runner.client import Client
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
-from partopt.enclave_runner.program.parts import WEIGHTS, Part, load_program
-from partopt.enclave_runner.program.sealing import read_key, unseal
+from partopt.enclave_runner.program.loading import load_program
+from partopt.enclave_runner.program.onnx_file import read_onnx
+from partopt.enclave_runner.program.parts import Part, weights_of
+from partopt.enclave_runner.program.sealing import read_key
 from partopt.enclave_runner.wire import areas, messages
 from partopt.errors import ServiceError
 from partopt.images.dead_leaves import dead_leaves
@@ -77,6 +80,15 @@ class Spectral(Packed):
 SMALL = Budget("quick", "screening", Split(24, 8, 8), 32, 4, {"linear": {"max_cells": 2000}})
 
 
+def opened(folder: Path, part: Part, key: bytes):
+    """What runs a part, by its engine."""
+    return engine_of(part).load(folder, part, key, 1)
+
+
+def engine_of(part: Part):
+    return importlib.import_module(f"partopt.enclave_runner.program.{part.engine}_engine").ENGINE
+
+
 @dataclass(frozen=True)
 class Made:
     """A bundle, its key, the split config it was made of, and the unsplit model.
@@ -94,8 +106,17 @@ class Made:
         return Path(shutil.copytree(self.folder, to))
 
     def logits(self, image: bytes) -> torch.Tensor:
-        """The unsplit model's answer, with one thread as the workers have."""
-        x = self.prepared(image)
+        """The unsplit model's answer, with one thread as the workers have.
+
+        Of a head that ONNX Runtime runs: the tail's answer to what it gives, to the bit.
+        """
+        return self.answer(self.prepared(image))
+
+    def answer(self, x: torch.Tensor) -> torch.Tensor:
+        """The same of a prepared image."""
+        if self.head.engine == "ort":
+            tail = load_program(self.folder / "tail", Part.read(self.folder / "tail"), None)
+            return tail(self.boundary(x))[0]
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -103,6 +124,26 @@ class Made:
                 return self.loaded.module(x)
         finally:
             torch.set_num_threads(before)
+
+    @property
+    def head(self) -> Part:
+        return Part.read(self.folder / "head")
+
+    def boundary(self, x: torch.Tensor) -> torch.Tensor:
+        """What the head gives away of a prepared image."""
+        engine = importlib.import_module(
+            f"partopt.enclave_runner.program.{self.head.engine}_engine"
+        )
+        (found,) = engine.load(self.folder / "head", self.head, self.key, 1)(x.numpy())
+        return torch.from_numpy(found)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The head's, opened."""
+        data = weights_of(self.folder / "head", self.head, self.key)
+        if self.head.engine == "torch":
+            return load(data)
+        large = {n: t.raw for n, t in read_onnx(data).tensors.items() if len(t.raw) > 64}
+        return {n: torch.frombuffer(bytearray(raw), dtype=torch.uint8) for n, raw in large.items()}
 
     def prepared(self, image: bytes) -> torch.Tensor:
         """The preprocessed image."""
@@ -169,15 +210,33 @@ def nets(tmp_path_factory):
     patch.undo()
 
 
+# `PARTOPT_TEST_ENGINE=ort pytest tests/enclave_runner`: all of it with the other engine.
+ENGINE = os.environ.get("PARTOPT_TEST_ENGINE", "torch")
+
+
 @pytest.fixture(scope="session")
-def made(nets, enclave) -> Made:
-    split, loaded = split_config(nets, "runnets:Net", "mid.2")
+def net_split(nets) -> tuple[Path, LoadedModel]:
+    return split_config(nets, "runnets:Net", "mid.2")
+
+
+def bundle_of(folder: Path, net_split: tuple[Path, LoadedModel], enclave: str, **build) -> Made:
+    split, loaded = net_split
     done = export(
         Source(split=split, accept_screening=True, trust_model=True),
-        nets / "bundle",
-        build=Build(batch=4),
+        folder,
+        build=Build(batch=4, **build),
     )
     return Made(done.folder, read_key(done.key), split, loaded, enclave)
+
+
+@pytest.fixture(scope="session")
+def made(nets, net_split, enclave) -> Made:
+    return bundle_of(nets / "bundle", net_split, enclave, engine=ENGINE)
+
+
+@pytest.fixture(scope="session")
+def made_ort(nets, net_split, enclave) -> Made:
+    return bundle_of(nets / "bundle-ort", net_split, enclave, engine="ort", tail_engine="ort")
 
 
 @pytest.fixture
@@ -327,11 +386,7 @@ class Crossing:
     def check(self, made, photo, crossed) -> None:
         everything = b"|".join(crossed.values())
         x = made.prepared(photo)
-        sealed = (made.folder / "head" / SEALED).read_bytes()
-        head = Part.read(made.folder / "head")
-        weights = load(unseal(sealed, made.key, f"head/{WEIGHTS}", head.bound))
-        head = load_program(made.folder / "head", Part.read(made.folder / "head"), made.key)
-        boundary = windows(head(x)[0])
+        boundary = windows(made.boundary(x))
         seen = sum(piece in everything for piece in boundary)
         assert seen > 0.9 * len(boundary), "the recorder sees what does cross"
         secrets = {
@@ -339,7 +394,7 @@ class Crossing:
             "preprocessed image": windows(x),
             "pixels": windows((x * 0 + x).mul(255).round().to(torch.uint8)),
             "key": {made.key, made.key.hex().encode()},
-            **{name: windows(tensor) for name, tensor in weights.items()},
+            **{name: windows(tensor) for name, tensor in made.weights().items()},
         }
         assert sum(map(len, secrets.values())) > 400
         for name, pieces in secrets.items():

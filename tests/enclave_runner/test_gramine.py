@@ -10,7 +10,7 @@ import torch
 
 from partopt.enclave_runner.bench import bench
 from partopt.enclave_runner.bundles import signing
-from partopt.enclave_runner.bundles.export import Keys, Source, export
+from partopt.enclave_runner.bundles.export import Build, Keys, Source, export
 from partopt.enclave_runner.inside.decoding import decoded
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
 from partopt.enclave_runner.program.parts import Part
@@ -19,6 +19,7 @@ from partopt.errors import BackendError, ServiceError, SessionError
 from partopt.profilers.base import Conditions
 from partopt.profilers.profile import profile
 
+from .conftest import ENGINE
 from .picture_kinds import damaged, pictures
 
 pytestmark = [
@@ -40,6 +41,7 @@ def test_gramines_encrypted_mount(made, photo, tmp_path):
     done = export(
         Source(split=made.split, accept_screening=True, trust_model=True),
         tmp_path / "b",
+        build=Build(engine=ENGINE),
         keys=Keys(seal_with="gramine"),
     )
     key = read_key(done.key)
@@ -83,6 +85,17 @@ def test_profiles_inside(made):
     assert found.worker.peak_bytes > 50 << 20
     assert any("neither SGX" in w for w in found.warnings)
     heads = [c.enclave.ms for c in found.cuts]
+    assert heads == sorted(heads)
+
+
+def test_profiles_by_onnx_runtime_inside(made):
+    graph = made.loaded.trace()
+    how = Conditions(enclave=DIRECT, engine="ort", repetitions=3, warmup=1)
+    found = profile(graph, graph.cuts(), how)
+    assert found.engine == "ort"
+    assert {c.enclave.backend for c in found.cuts} == {DIRECT}
+    heads = [c.enclave.ms for c in found.cuts]
+    assert heads[0] > 0
     assert heads == sorted(heads)
 
 
@@ -138,8 +151,8 @@ def test_every_kind_of_picture_is_seen_as_natively_bit_for_bit(made, inside):
     torch.set_num_threads(1)
     with inside.client() as client:
         for name, data in pictures().items():
-            with torch.inference_mode():
-                wanted = made.loaded.module(decoded(data, part.preprocessing, part.limits))
+            x = torch.from_numpy(decoded(data, part.preprocessing, part.limits))
+            wanted = made.answer(x)
             assert torch.equal(client.classify(data).tensors[0], wanted), name
         for name, data in damaged().items():
             with pytest.raises(ServiceError) as caught:

@@ -28,7 +28,7 @@ def encoded(image: Image.Image, kind: str, **how) -> bytes:
 
 
 def seen(data: bytes) -> torch.Tensor:
-    return decoded(sendable(data), HOW, Limits())[0] * 255
+    return torch.from_numpy(decoded(sendable(data), HOW, Limits()))[0] * 255
 
 
 def kinds() -> dict[str, tuple[bytes, int]]:

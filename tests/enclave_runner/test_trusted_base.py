@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 import partopt
 
 ROOT = Path(partopt.__file__).resolve().parent
-# All of partopt that runs in the enclave. A module that is added here is one more to trust.
+# All of partopt that runs in the enclave, whatever computes. A module more is one more to trust.
 TRUSTED = {
     "enclave_runner.inside.clock",
     "enclave_runner.inside.prices",
     "errors",
     "pixels",
     "preprocessing",
+    "resizing",
     "enclave_runner.wire.accepted",
     "enclave_runner.wire.addresses",
     "enclave_runner.inside.clients",
@@ -34,14 +36,12 @@ TRUSTED = {
     "enclave_runner.inside.memory",
     "enclave_runner.wire.messages",
     "enclave_runner.inside.opening",
-    "enclave_runner.program.allowed",
-    "enclave_runner.program.bounds",
-    "enclave_runner.program.operators",
+    "enclave_runner.program.engine",
+    "enclave_runner.program.limits",
     "enclave_runner.inside.outgoing",
     "enclave_runner.program.parts",
     "enclave_runner.inside.places",
     "enclave_runner.program.plain_json",
-    "enclave_runner.program.programs",
     "enclave_runner.wire.proofs",
     "enclave_runner.inside.quote",
     "enclave_runner.inside.reports",
@@ -57,15 +57,45 @@ TRUSTED = {
     "enclave_runner.wire.tcp",
     "enclave_runner.wire.transport",
 }
-PACKAGES = {"PIL", "cryptography", "numpy", "safetensors", "torch"}
+PACKAGES = {"PIL", "cryptography", "numpy"}
+# What comes to that with each engine.
+ENGINES = {
+    "torch": (
+        {
+            "enclave_runner.inside.torch_head",
+            "enclave_runner.program.allowed",
+            "enclave_runner.program.bounds",
+            "enclave_runner.program.loading",
+            "enclave_runner.program.operators",
+            "enclave_runner.program.programs",
+            "enclave_runner.program.tensors",
+            "enclave_runner.program.torch_engine",
+        },
+        {"safetensors", "torch"},
+    ),
+    "ort": (
+        {
+            "enclave_runner.inside.ort_head",
+            "enclave_runner.program.onnx_file",
+            "enclave_runner.program.onnx_held",
+            "enclave_runner.program.onnx_rules",
+            "enclave_runner.program.ort_engine",
+            "enclave_runner.program.ort_runtime",
+            "enclave_runner.program.trial",
+        },
+        set(),  # the compiled module of onnxruntime, by its name alone
+    ),
+}
+ALL = TRUSTED.union(*(modules for modules, _ in ENGINES.values()))
 # The runner's folders, and what a module there may import. The inside is started by name, and
 # imported by nothing but itself.
 MAY_IMPORT = {
     "inside": {"inside", "wire", "program"},
     "wire": {"wire"},
     "program": {"program", "wire"},
-    "bundles": {"bundles", "program", "wire"},
-    "": {"", "bundles", "program", "wire"},
+    "lowering": {"lowering", "program", "wire"},
+    "bundles": {"bundles", "lowering", "program", "wire"},
+    "": {"", "bundles", "lowering", "program", "wire"},
 }
 RUNNER = ROOT / "enclave_runner"
 
@@ -117,10 +147,39 @@ def closure(name: str) -> tuple[set[str], set[str]]:
     return own, packages - {*sys.stdlib_module_names, "__future__"}
 
 
-def test_the_head_worker_imports_what_is_listed_and_no_more():
+def test_what_no_engine_needs_nobody_imports():
     own, packages = closure("enclave_runner.inside.head")
     assert own == TRUSTED
     assert packages == PACKAGES
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_head_worker_imports_what_is_listed_and_no_more(engine):
+    modules, packages = ENGINES[engine]
+    assert closure(f"enclave_runner.inside.{engine}_head") == (
+        TRUSTED | modules,
+        PACKAGES | packages,
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_running_worker_has_imported(engine):
+    """Seen, too: what is imported by name, or by a package of others."""
+    code = f"import partopt.enclave_runner.inside.{engine}_head, sys; print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    names = {name.split(".")[0] for name in told.stdout.split()}
+    assert ENGINES[engine][1] <= names
+    never = {"torchvision", "optuna", "pydantic", "typer", "onnx", "partopt.graph"}
+    others = set().union(*(more for name, (_, more) in ENGINES.items() if name != engine))
+    assert not names & (never | others)
+
+
+def test_onnxruntime_is_loaded_in_one_place():
+    """Its telemetry is switched off there."""
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[0] not in {"tests", "build", ".venv", ".cache"}:
+            assert not any(n.startswith("onnxruntime") for n in imported(".".join(parts))), path
 
 
 def test_what_comes_along_is_empty():
@@ -148,7 +207,7 @@ def test_the_runners_arrows_run_one_way(name):
         if other.startswith(".enclave_runner."):
             assert folder_of(other[1:]) in MAY_IMPORT[here], (name, other)
         elif other.startswith(".") and here == "inside":
-            assert other[1:] in TRUSTED, (name, other)
+            assert other[1:] in ALL, (name, other)
 
 
 def test_nobody_else_imports_the_inside():

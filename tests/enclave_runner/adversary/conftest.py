@@ -18,13 +18,15 @@ from partopt.enclave_runner.inside.clients import Sizes
 from partopt.enclave_runner.inside.head import HeadWorker
 from partopt.enclave_runner.inside.listening import Listening, Welcome
 from partopt.enclave_runner.orchestrator import ServeOptions, Service
-from partopt.enclave_runner.program.parts import Part, load_program
+from partopt.enclave_runner.program.parts import Part
 from partopt.enclave_runner.wire.accepted import Bounds
 from partopt.enclave_runner.wire.ends import open_end
 from partopt.enclave_runner.wire.messages import Control, decode, encode, listen
 from partopt.enclave_runner.wire.session import Channel, connect
 from partopt.enclave_runner.wire.start import Start
 from partopt.enclave_runner.wire.transport import Exchange
+
+from ..conftest import engine_of
 
 TOKEN = "ab" * 16
 SIZES = Sizes(coming=1 << 20, going=1 << 20, unproven=1 << 16)
@@ -68,7 +70,12 @@ class Inside:
         settings |= {"queue": 16, "host": "127.0.0.1", "port": 0, "token": TOKEN, **start}
         self.start = Start(**settings)
         self.worker = HeadWorker(
-            made.folder / "head", self.part, self.start, "native", self.lines.control
+            made.folder / "head",
+            self.part,
+            engine_of(self.part),
+            self.start,
+            "native",
+            self.lines.control,
         )
         welcome = replace(self.worker._welcome(), bounds=bounds)
         self.worker._welcome = lambda: welcome
@@ -86,7 +93,7 @@ class Inside:
 
     def _be_the_tail(self) -> None:
         part = Part.read(self.made.folder / "tail")
-        program = load_program(self.made.folder / "tail", part, None)
+        run = tail.loaded(self.made.folder / "tail", part, self.start)
         exchange = Exchange(
             boundary=self.part.outputs,
             answer=self.part.answers,
@@ -96,7 +103,7 @@ class Inside:
         with socket.create_connection(self.for_tail.getsockname()) as sock:
             sock.sendall(bytes.fromhex(TOKEN))
             assert sock.recv(1) == b"G"
-            tail.serve(open_end(sock, exchange, self.start, head=False), program, "cpu")
+            tail.serve(open_end(sock, exchange, self.start, head=False), run)
 
     def client(self, timeout: float = 20.0, secret: bytes | None = None) -> Client:
         part = self.part

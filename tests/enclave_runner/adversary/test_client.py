@@ -522,7 +522,7 @@ def formats() -> dict[str, bytes]:
 def test_every_kind_of_picture_is_what_attacks_were_given(name):
     data = formats()[name]
     wanted = torch.from_numpy(HOW.fit(read(io.BytesIO(data)))).float()[None] / 255
-    assert torch.equal(decoded(data, HOW, Limits()), HOW.normalise(wanted))
+    assert torch.equal(torch.from_numpy(decoded(data, HOW, Limits())), HOW.normalise(wanted))
 
 
 RUN = """

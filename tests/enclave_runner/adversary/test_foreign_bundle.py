@@ -24,20 +24,33 @@ from partopt import cli
 from partopt.config import SplitConfig
 from partopt.enclave_runner import launcher
 from partopt.enclave_runner.bundles import signing
-from partopt.enclave_runner.bundles.bundle import FILE, NEEDS, Bundle, parts_of, read_bundle
+from partopt.enclave_runner.bundles.bundle import (
+    FILE,
+    NEEDS,
+    Bundle,
+    parts_of,
+    read_bundle,
+    sealed_file,
+)
 from partopt.enclave_runner.bundles.describing import hashed
-from partopt.enclave_runner.bundles.export import SEALED, Source, _splittable, export
+from partopt.enclave_runner.bundles.export import Source, _splittable, export
 from partopt.enclave_runner.bundles.needs import Needs, worker_of
 from partopt.enclave_runner.bundles.resigning import sign_later
 from partopt.enclave_runner.bundles.trust import SIGNATURE, hold_trusted, sign_bundle, signing_key
 from partopt.enclave_runner.program.allowed import OPERATORS
+from partopt.enclave_runner.program.loading import load_program
 from partopt.enclave_runner.program.operators import operator_named
-from partopt.enclave_runner.program.parts import WEIGHTS, Part, load_program
+from partopt.enclave_runner.program.parts import WEIGHTS, WEIGHTS_OF, Part
 from partopt.enclave_runner.program.programs import Program
 from partopt.enclave_runner.program.sealing import seal, unseal
 from partopt.errors import BackendError, BundleError, UsageError
 from partopt.optimizer.check import check, check_all
 from partopt.optimizer.policy import Policy
+
+from ..conftest import ENGINE, opened
+
+HEAD_WEIGHTS = WEIGHTS_OF[ENGINE]
+HEAD_SEALED = sealed_file(ENGINE, "aes-256-gcm")
 
 
 @pytest.fixture
@@ -145,7 +158,8 @@ def zeroed(folder):
 def swapped(role):
     def change(folder):
         path = folder / role / "program.json"
-        path.write_text(path.read_text().replace("aten.relu.default", "aten.tanh.default"))
+        text = path.read_text().replace("aten.relu.default", "aten.tanh.default")
+        path.write_text(text.replace('"deviation": ', '"deviation": 9'))
 
     return change
 
@@ -188,20 +202,20 @@ def test_what_was_changed_and_hashed_afresh_is_not_answered(made, copy, what):
     rehash(copy, identity=True)
     read_bundle(copy)
     with pytest.raises(BundleError, match=r"does not open: .*the bundle was changed since export"):
-        load_program(copy / "head", Part.read(copy / "head"), made.key)
+        opened(copy / "head", Part.read(copy / "head"), made.key)
 
 
 def test_what_was_not_changed_opens(made, copy):
     rehash(copy, identity=True)
-    load_program(copy / "head", Part.read(copy / "head"), made.key)
+    opened(copy / "head", Part.read(copy / "head"), made.key)
 
 
 def test_a_head_without_a_seal_is_none(made, copy):
     """The key proves whose head it is; one that opens without it proves nothing."""
     head = copy / "head"
-    sealed = (head / SEALED).read_bytes()
-    plain = unseal(sealed, made.key, f"head/{WEIGHTS}", Part.read(head).bound)
-    (head / WEIGHTS).write_bytes(plain)
+    sealed = (head / HEAD_SEALED).read_bytes()
+    plain = unseal(sealed, made.key, f"head/{HEAD_WEIGHTS}", Part.read(head).bound)
+    (head / HEAD_WEIGHTS).write_bytes(plain)
     edit(head / "spec.json", lambda d: d.update(seal="none"))
     with pytest.raises(BundleError, match="no head as export writes it"):
         Part.read(head)
@@ -209,10 +223,11 @@ def test_a_head_without_a_seal_is_none(made, copy):
 
 def test_the_weights_of_another_bundle_do_not_open(made, copy, find_split):
     part = Part.read(copy / "head")
-    plain = unseal((copy / "head" / SEALED).read_bytes(), made.key, f"head/{WEIGHTS}", part.bound)
-    (copy / "head" / SEALED).write_bytes(seal(plain, made.key, f"head/{WEIGHTS}", b"another"))
+    sealed, name = copy / "head" / HEAD_SEALED, f"head/{HEAD_WEIGHTS}"
+    plain = unseal(sealed.read_bytes(), made.key, name, part.bound)
+    sealed.write_bytes(seal(plain, made.key, name, b"another"))
     with pytest.raises(BundleError, match="does not open"):
-        load_program(copy / "head", part, made.key)
+        opened(copy / "head", part, made.key)
 
 
 def test_halves_of_two_bundles_do_not_fit(copy):
@@ -564,7 +579,7 @@ def test_signing_later(gramine, copy, capsys):
 
 def test_a_signed_bundles_weights_still_open(gramine, made, copy):
     sign_later(copy, gramine / "key.pem")
-    load_program(copy / "head", Part.read(copy / "head"), made.key)
+    opened(copy / "head", Part.read(copy / "head"), made.key)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 import copy
 import hashlib
+import io
 import json
 import os
+import subprocess
+import sys
 import tomllib
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -11,9 +15,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import load
 
-import partopt
 from partopt.config import SplitConfig, Tensor
-from partopt.enclave_runner.bundles.bundle import Bundle, read_bundle
+from partopt.enclave_runner.bundles.archive import archived
+from partopt.enclave_runner.bundles.bundle import MODULES, Bundle, read_bundle
 from partopt.enclave_runner.bundles.export import (
     SEALED,
     Build,
@@ -26,7 +30,8 @@ from partopt.enclave_runner.bundles.gramine import Installation
 from partopt.enclave_runner.bundles.manifest import GramineWorker, render
 from partopt.enclave_runner.bundles.needs import worker_of
 from partopt.enclave_runner.bundles.trust import hold_trusted
-from partopt.enclave_runner.program.parts import WEIGHTS, Part, load_program
+from partopt.enclave_runner.program.loading import load_program
+from partopt.enclave_runner.program.parts import WEIGHTS, Part
 from partopt.enclave_runner.program.recording import join
 from partopt.enclave_runner.program.sealing import new_key, read_key, unseal
 from partopt.errors import (
@@ -40,7 +45,8 @@ from partopt.errors import (
 from partopt.graph.answers import tensors
 from partopt.models.load import LoadedModel
 
-from ..test_trusted_base import TRUSTED
+from ..conftest import ENGINE
+from ..test_trusted_base import ENGINES, TRUSTED
 
 # Importing a module runs the packages above it; they are empty.
 INITS = {"__init__", "enclave_runner.__init__"} | {
@@ -109,8 +115,8 @@ def test_any_changed_file_is_noticed(made, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 1},
-        {"schema": 3},
+        {"schema": 2},
+        {"schema": 4},
         {"extra": 1},
         {"batch": "x"},
         {"files": {"../x": "0" * 64}},
@@ -401,7 +407,9 @@ def gramine(tmp_path) -> Installation:
 
 
 def test_the_manifest_trusts_files_not_folders(made, gramine):
-    manifest = tomllib.loads(render(worker_of(made.folder), gramine, made.folder))
+    worker = worker_of(made.folder)
+    archive = archived(worker.files)
+    manifest = tomllib.loads(render(worker, gramine, made.folder, (MODULES, archive)))
     trusted = {e["uri"]: e["sha256"] for e in manifest["sgx"]["trusted_files"]}
     assert not [e for e in trusted if e.endswith("/")]
     assert len(trusted) < 3000
@@ -414,12 +422,58 @@ def test_the_manifest_trusts_files_not_folders(made, gramine):
     assert any(e.endswith("/torch/lib/libtorch_cpu.so") for e in trusted)
     assert not any("torchvision" in e for e in trusted), "the enclave needs no torchvision"
     assert not any("/optuna/" in e for e in trusted)
-    package = f"file:{os.path.dirname(partopt.__file__)}/"
-    own = {e.removeprefix(package) for e in trusted if e.startswith(package)}
-    # In a checkout the environment lies inside the package's own folder.
-    own = {e for e in own if not e.startswith(".venv/")}
-    read = {e.removesuffix(".py").replace("/", ".") for e in own}
-    assert read == {*TRUSTED, *INITS}, "what the head worker imports"
+    assert trusted[f"file:{MODULES}"] == archive.sha256
+    with zipfile.ZipFile(io.BytesIO(archive.data)) as packed:
+        names = packed.namelist()
+    assert not any(e.endswith(("partopt/errors.py", "numpy/__init__.py")) for e in trusted)
+    own = {n.removeprefix("partopt/") for n in names if n.startswith("partopt/")}
+    read = {e.removesuffix(".pyc").replace("/", ".") for e in own}
+    wanted = {*TRUSTED, *ENGINES[ENGINE][0], "enclave_runner.inside.archived"}
+    assert read == {*wanted, *INITS}, "what the head worker imports"
+
+
+def test_an_archive_of_modules_is_the_same_in_every_process(made):
+    """Whoever holds a signed enclave against its own files makes it anew."""
+    code = (
+        "import sys; from pathlib import Path; "
+        "from partopt.enclave_runner.bundles.archive import archived; "
+        "from partopt.enclave_runner.bundles.needs import Needs; "
+        "print(archived(Needs.read(Path(sys.argv[1])).files).sha256)"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(made.folder)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert said == {archived(worker_of(made.folder).files).sha256 + "\n"}
+
+
+def test_a_worker_runs_out_of_the_archive_alone(made, tmp_path):
+    """Without a look at sources: compiled modules come from beside, the rest from the archive."""
+    (tmp_path / MODULES).write_bytes(archived(worker_of(made.folder).files).data)
+    code = (
+        "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
+        "import partopt; assert sys.path[0] in partopt.__file__; "
+        "from partopt.enclave_runner.inside import archived as a; sys.meta_path.append(a.Beside); "
+        f"import partopt.enclave_runner.inside.{ENGINE}_head, numpy, cryptography, PIL.Image; "
+        "assert all(sys.path[0] in m.__file__ for m in (numpy, cryptography, PIL)); "
+        "from PIL import _imaging; from numpy.linalg import _umath_linalg; print('all')"
+    )
+    told = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(tmp_path / MODULES)], capture_output=True, text=True
+    )
+    assert told.stdout == "all\n", told.stderr
+
+
+def test_the_manifest_names_no_libc_of_the_host(made, gramine):
+    worker = worker_of(made.folder)
+    text = render(worker, gramine, made.folder, (MODULES, archived(worker.files)))
+    trusted = [e["uri"] for e in tomllib.loads(text)["sgx"]["trusted_files"]]
     elsewhere = [e for e in trusted if not e.startswith(f"file:{gramine.runtime}")]
     assert not any(e.endswith(("/libc.so.6", "/libm.so.6")) for e in elsewhere)
 
@@ -438,12 +492,14 @@ def test_a_path_stands_in_the_manifest_as_it_is(gramine, tmp_path, name):
     )
     (tmp_path / name).mkdir()
     (tmp_path / name / "n").write_text("x")
-    manifest = tomllib.loads(render(worker, gramine, tmp_path))
-    assert manifest["fs"]["mounts"][-1]["uri"] == f"file:{name}"
+    none = (MODULES, archived([]))
+    manifest = tomllib.loads(render(worker, gramine, tmp_path, none))
+    assert f"file:{name}" in [m["uri"] for m in manifest["fs"]["mounts"]]
     with pytest.raises(ExportError, match="cannot stand in a manifest"):
-        render(replace(worker, folder='x"\n[evil]'), gramine, tmp_path)
+        render(replace(worker, folder='x"\n[evil]'), gramine, tmp_path, none)
     with pytest.raises(BackendError, match="cannot be read"):
-        render(replace(worker, files=["/no/where"]), gramine, tmp_path)
+        lacking = (MODULES, archived(["/no/where"]))
+        render(worker, gramine, tmp_path, lacking)
 
 
 def test_bundle_schema_is_strict():

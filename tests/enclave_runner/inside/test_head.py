@@ -25,7 +25,7 @@ def test_an_image_becomes_the_models_input():
     x = decoded(encoded(16), P, LIMITS)
     assert x.shape == (1, 3, 8, 8)
     wanted = torch.tensor([2.0, -2.0, (127 / 255 - 0.5) / 0.25])
-    torch.testing.assert_close(x[0, :, 3, 3], wanted)
+    torch.testing.assert_close(torch.from_numpy(x)[0, :, 3, 3], wanted)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""A program written as an ONNX model, outside, at export."""
