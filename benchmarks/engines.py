@@ -1,6 +1,6 @@
 """A head by PyTorch, by PyTorch with --optimise auto, and by ONNX Runtime: time and answers.
 
-    python benchmarks/engines.py [NAME...] [--rounds 30] [--images 20] [--weights FOLDER]
+    python benchmarks/engines.py --weights FOLDER [NAME...] [--rounds 30] [--images 20]
 
 Cuts lie at ends of stages. One run, one thread, every way in every round in an order of its own;
 medians of the thread's computing time, as ratios to the program in PyTorch. Answers are those of
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--weights", type=Path, default=Path("../shared/data/weights"))
+    parser.add_argument("--weights", type=Path, required=True, help="folder of NAME.pth files")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
