@@ -85,9 +85,9 @@ def archived(files: Sequence[str]) -> Archive:
 
 def _roots() -> list[tuple[str, str]]:
     """Folders of modules, with what stands before the names in them; the innermost first."""
-    found = {str(_PACKAGE): "partopt/"}
-    found |= {p: "" for p in sys.path if os.path.isdir(p)}
-    found |= {os.path.realpath(p): "" for p in found if not found[p]}
+    found = {p: "" for p in sys.path if os.path.isdir(p)}
+    found |= {os.path.realpath(p): "" for p in found}
+    found[str(_PACKAGE)] = "partopt/"  # also where somebody stands in it, and Python looks there
     return sorted(found.items(), key=lambda item: -len(item[0]))
 
 

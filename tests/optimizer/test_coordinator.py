@@ -259,7 +259,17 @@ def test_a_run_that_was_interrupted_goes_on_and_makes_nothing_twice(small):
 def test_a_worker_that_is_told_to_stop_gives_its_job_back(small):
     search = small.search(memory(), small.fleet(), LINEAR, small.cuts[-2:], exhaustive=True)
     first, second = small.worker(search.storage), small.worker(search.storage)
-    first.on_progress = lambda what, share: first.stop()
+    told = threading.Event()
+
+    def stop(what, share):
+        first.stop()
+        told.set()
+
+    def after():
+        told.wait(60)  # else it may do everything before the first has a job
+        return work()
+
+    first.on_progress, work, second.run = stop, second.run, after
     with at_work(first, second):
         search.run(0)
     assert first.done == 0
