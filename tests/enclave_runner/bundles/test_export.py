@@ -425,7 +425,9 @@ def test_the_manifest_trusts_files_not_folders(made, gramine):
     assert trusted[f"file:{MODULES}"] == archive.sha256
     with zipfile.ZipFile(io.BytesIO(archive.data)) as packed:
         names = packed.namelist()
-    assert not [e for e in trusted if e.endswith(("partopt/errors.py", "site-packages/numpy/__init__.py"))]
+    assert not [
+        e for e in trusted if e.endswith(("partopt/errors.py", "site-packages/numpy/__init__.py"))
+    ]
     own = {n.removeprefix("partopt/") for n in names if n.startswith("partopt/")}
     read = {e.removesuffix(".pyc").replace("/", ".") for e in own}
     wanted = {*TRUSTED, *ENGINES[ENGINE][0], "enclave_runner.inside.archived"}
