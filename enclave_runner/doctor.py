@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import shutil
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Literal
 
 import torch
@@ -37,6 +38,20 @@ def _shared_memory() -> Finding:
         detail = f"{_SHM} has {free} MiB free: docker run --shm-size, or serve with --transport tcp"
         return Finding("shared memory", "missing", detail)
     return Finding("shared memory", "ok", f"{_SHM}, {free} MiB free")
+
+
+def _runtime() -> Finding:
+    """What `export --engine ort` needs; nothing of it is imported."""
+    try:
+        known = [f"{name} {metadata.version(name)}" for name in ("onnxruntime", "onnx")]
+    except metadata.PackageNotFoundError as error:
+        return Finding(
+            "ONNX Runtime",
+            "missing",
+            f"no {error.name}: heads run by PyTorch, slower to start and to run; "
+            "pip install 'partopt[ort]'",
+        )
+    return Finding("ONNX Runtime", "ok", ", ".join(known))
 
 
 def examine() -> list[Finding]:
@@ -78,7 +93,7 @@ def examine() -> list[Finding]:
             library or "no libsgx_dcap_quoteverify: this machine cannot check an enclave's quote",
         )
     )
-    found.append(_shared_memory())
+    found += [_runtime(), _shared_memory()]
     cache = cache_dir()
     free = shutil.disk_usage(cache).free / 2**30
     used = sum(f.stat().st_size for f in cache.rglob("*") if f.is_file()) / 2**30

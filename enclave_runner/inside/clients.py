@@ -110,3 +110,4 @@ class Session:
             self._sealer.end()
         self.out.end()
         self.sock.close()
+        self.came = bytearray()  # up to a whole message, and who ended may be known for a while

@@ -1,4 +1,5 @@
 import stat
+from importlib import metadata
 from types import SimpleNamespace
 
 from partopt.enclave_runner import doctor
@@ -31,3 +32,17 @@ def test_too_little_shared_memory_is_missing(monkeypatch):
     assert found(64).state == "ok"
     assert found(8).state == "missing"
     assert "--shm-size" in found(8).detail
+
+
+def test_onnx_runtime_is_named_or_missed(monkeypatch):
+    found = {f.name: f for f in examine()}["ONNX Runtime"]
+    assert found.state == "ok"
+    assert "onnxruntime 1." in found.detail
+
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    found = {f.name: f for f in examine()}["ONNX Runtime"]
+    assert found.state == "missing"
+    assert "no onnxruntime" in found.detail
