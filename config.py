@@ -293,6 +293,11 @@ class CutRow(_Strict):
     covered_by: str = ""
     curve: Curve | None = None
 
+    @property
+    def may_be_answer(self) -> bool:
+        """Whether it was asked for, and attacked in full itself."""
+        return not self.swept and not self.covered_by
+
 
 class SweptCut(_Strict):
     """A cut that was not among those asked for: what cheap attackers reached there."""

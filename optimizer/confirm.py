@@ -179,7 +179,7 @@ def _trained_again(
     ran: list[Search],
 ) -> Trained | None:
     """Run trainings at a cut; None, and a doubt, where one of them failed."""
-    cut, name = search.cuts[index], next(iter(repeats)).partition(",")[0]
+    cut, name = search.cuts[index], next(iter(repeats.values())).attacker.name
     repeating = _Repeating(search, cut, repeats)
     tell(f"training {name} again at {cut.name}: {_what(repeats)}", len(repeats))
     repeating.run(workers)

@@ -134,7 +134,7 @@ def leaks(rows: Sequence[CutRow], safe: Collection[str]) -> dict[str, float]:
     return {
         row.name: math.inf if row.suffix_high is None else row.suffix_high
         for row in rows
-        if row.name in safe and not row.swept and not row.covered_by
+        if row.name in safe and row.may_be_answer
     }
 
 

@@ -27,6 +27,7 @@ from .find import CEILING, SplitResult, find_cut
 from .keys import attack_key, plugin_source
 from .limits import Doubt, Held
 from .minima import grant_of
+from .plan import cheapest
 from .policy import Terms, laxer
 from .requests import CutChoice, Effort, FindRequest, ImageChoice, Timing
 from .rule import Cover, Evidence, judge
@@ -145,8 +146,7 @@ def _cover(config: SplitConfig, terms: Terms) -> Cover:
         if {Sketch.name, Decoder.name} <= {a.attacker for a in cut.attacks}
     }
     rows = [i for i, row in enumerate(config.cuts) if row.covered_by and row.name in swept]
-    lowest = min(a.rank for a in terms.panel.values())
-    return Cover(rows, [n for n, a in terms.panel.items() if a.rank == lowest])
+    return Cover(rows, cheapest({n: a.rank for n, a in terms.panel.items()}))
 
 
 def _held(config: SplitConfig, terms: Terms) -> Held:

@@ -61,13 +61,12 @@ class Plan:
     @property
     def panel(self) -> list[str]:
         """Attackers, cheap ones first."""
-        return sorted(self.ranks, key=lambda a: (self.ranks[a], a))
+        return by_rank(self.ranks)
 
     @property
     def cheap(self) -> list[str]:
         """The attackers of the lowest rank."""
-        lowest = min(self.ranks.values())
-        return [a for a in self.panel if self.ranks[a] == lowest]
+        return cheapest(self.ranks)
 
     def cover(self, unplaced: Collection[int] = ()) -> Cover:
         """For which cuts an earlier one may stand, as `rule.judge` wants it."""
@@ -120,14 +119,17 @@ class Plan:
                 return None
             if not any(self.could_win(safe, j) for j in range(i + 1)):
                 return None
-            missing = [a for a in self.panel if (i, a) not in evidence]
-            for attacker in missing:
-                if (i, attacker) not in running:
-                    return i, attacker
+            missing = self._missing(i, evidence)
+            for job in missing:
+                if job not in running:
+                    return job
             if not missing:
                 return None  # complete and not safe: nothing earlier can be
             # Its attacks are running elsewhere: go on with the cut before it meanwhile.
         return None
+
+    def _missing(self, index: int, evidence: Mapping[Job, Evidence]) -> list[Job]:
+        return [(index, a) for a in self.panel if (index, a) not in evidence]
 
     def _halve(
         self,
@@ -138,7 +140,7 @@ class Plan:
         running: Collection[Job],
     ) -> Job | None:
         def missing(i: int) -> list[Job]:
-            return [(i, a) for a in self.panel if (i, a) not in evidence]
+            return self._missing(i, evidence)
 
         def start(i: int) -> Job | None:
             return next((job for job in missing(i) if job not in running), None)
@@ -150,9 +152,8 @@ class Plan:
 
         every = range(len(self.names))
         safe = [i for i in every if verdicts[i].safe]
-        lows = [i for i in every if verdicts[i].suffix_low >= self.threshold]
         for i in reversed(every):  # cuts that count for themselves, before any that hang on them
-            if i <= max(lows, default=-1):
+            if verdicts[i].suffix_low >= self.threshold:
                 break
             if i not in cover.cuts and missing(i):
                 return start(i)
@@ -167,6 +168,17 @@ class Plan:
             return next((job for job in found if job is not None), None)
         best = halving.fastest(safe)
         return start(best) if best is not None and missing(best) else None
+
+
+def by_rank(ranks: Mapping[str, int]) -> list[str]:
+    """Attackers, cheap ones first."""
+    return sorted(ranks, key=lambda a: (ranks[a], a))
+
+
+def cheapest(ranks: Mapping[str, int]) -> list[str]:
+    """The attackers of the lowest rank."""
+    lowest = min(ranks.values())
+    return [a for a in by_rank(ranks) if ranks[a] == lowest]
 
 
 def _by_halves(indices: Sequence[int]) -> list[int]:

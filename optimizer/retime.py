@@ -69,7 +69,7 @@ def _fastest(config: c.SplitConfig, found: Candidates) -> str | None:
     leaks = {
         i: math.inf if row.suffix_high is None else row.suffix_high
         for i, row in enumerate(config.cuts)
-        if row.status in PASSED and not row.swept and not row.covered_by
+        if row.status in PASSED and row.may_be_answer
     }
     best = fastest(found, list(leaks), leaks)
     return None if best is None else config.cuts[best].name
