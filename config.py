@@ -300,7 +300,7 @@ class CutRow(_Strict):
 
 
 class SweptCut(_Strict):
-    """A cut that was not among those asked for: what cheap attackers reached there."""
+    """A cut that was not attacked in full: what cheap attackers reached there."""
 
     name: str
     tensors: int

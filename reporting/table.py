@@ -178,14 +178,17 @@ def upper_ends(config: SplitConfig) -> str:
 
 
 def swept(config: SplitConfig) -> str | None:
-    """What became of the cuts that were not asked for, in one sentence."""
+    """What became of the cuts that were not attacked in full, in one sentence."""
     if config.sweep is None:
         return None
     rows = [(a.high, s.name) for s in config.sweep.cuts for a in s.attacks if a.high is not None]
     full = [r.name for r in config.cuts if r.swept]
     if not config.sweep.cuts and not full:
         return "every cut from the answer on was attacked in full; none was left to sweep"
-    said = f"{len(config.sweep.cuts)} unsampled cuts swept"
+    asked = {r.name for r in config.cuts}
+    covered = sum(s.name in asked for s in config.sweep.cuts)
+    said = f"{len(config.sweep.cuts) - covered} unsampled cuts"
+    said += f" and {covered} covered ones swept" if covered else " swept"
     if rows:
         said += ", highest upper end {:.2f} at {}".format(*max(rows))
     most = bound(config.privacy.threshold, config.sweep.sketch.lead, config.sweep.sketch.proportion)

@@ -17,6 +17,7 @@ from partopt.optimizer.find import find, find_cut
 from partopt.optimizer.limits import Doubt
 from partopt.optimizer.requests import FindRequest
 from partopt.preprocessing import Preprocessing
+from partopt.reporting.table import swept as sentence
 
 CUTS = ["0", "1", "2", "3", "4", "5", "6"]
 SMALL = {"epochs": 1, "width": 8, "narrowest": 8, "blocks": 1, "crops": 0}
@@ -68,6 +69,8 @@ def test_few_cuts_are_attacked_in_full_and_the_answer_is_that_of_all(budget, mon
         if CUTS.index(row.name) > CUTS.index(config.cut.name):
             assert swept[row.name] == {"sketch", "decoder"}
     assert config.sweep.decoder is not None
+    later = [r for r in stood_for if r.name in swept]
+    assert f" unsampled cuts and {len(later)} covered ones swept" in sentence(config)
     assert SplitConfig.parse(config.to_json().encode()) == config
     again = searched()
     assert again.search.trials_run == 0, "all of it is stored"
