@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own, on a loopback port, for as long as the tests run."""
+"""A PostgreSQL of one's own while tests run, and a small search for tests of fleets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from .fleet_of import Small
 
 SECRET = "not-to-be-seen"  # the server takes any password; nothing may show it
 
@@ -98,3 +100,21 @@ def _reached(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
         except psycopg.OperationalError:
             time.sleep(0.1)
     raise AssertionError((folder / "log").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def one_cache(own_cache, folder, monkeypatch):
+    """One for a whole file: features are made once."""
+    monkeypatch.setenv("PARTOPT_CACHE", folder)
+
+
+@pytest.fixture(scope="module")
+def small(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PARTOPT_CACHE", folder)
+        yield Small()

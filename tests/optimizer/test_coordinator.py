@@ -18,29 +18,14 @@ from partopt.optimizer.leases import LEASE, lease
 from partopt.optimizer.search import Listener
 from partopt.optimizer.storage import open_storage, owner
 
-from .fleet_of import PANEL, Small, at_work, statuses, told
+from .fleet_of import PANEL, at_work, statuses, told
 
 LINEAR = {"linear": PANEL["linear"]}
 QUICK = Pace(patience=0.6, poll=0.01)
 DEAD = {**owner(), "pid": 2**22 - 1, "start": "1"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(folder, monkeypatch):
-    """One for the whole file: features are made once."""
-    monkeypatch.setenv("PARTOPT_CACHE", folder)
-
-
-@pytest.fixture(scope="module")
-def small(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PARTOPT_CACHE", folder)
-        yield Small()
+pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 def memory():

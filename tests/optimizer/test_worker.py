@@ -18,28 +18,13 @@ from partopt.optimizer.premises import Premises, UnfitError
 from partopt.optimizer.worker import WorkerPace
 from partopt.preprocessing import Preprocessing
 
-from .fleet_of import PANEL, Small, loaded
+from .fleet_of import PANEL, loaded
 
 LINEAR = {"linear": PANEL["linear"]}
 IDLE = WorkerPace(idle=0.2, patience=2.0)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(folder, monkeypatch):
-    """One for the whole file: features are made once."""
-    monkeypatch.setenv("PARTOPT_CACHE", folder)
-
-
-@pytest.fixture(scope="module")
-def small(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PARTOPT_CACHE", folder)
-        yield Small()
+pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 def posted(small, **premises):
