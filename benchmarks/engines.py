@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from partopt.enclave_runner.bundles.halves import IMAGES, _pictures
+from partopt.enclave_runner.bundles.halves import IMAGES, generated_pictures
 from partopt.enclave_runner.lowering.choosing import session_of
 from partopt.enclave_runner.lowering.model import lowered
 from partopt.enclave_runner.lowering.optimised import LEVELS, optimised
@@ -59,7 +59,7 @@ def measured(name: str, rounds: int, images: int, weights: Path | None) -> dict[
     # The last clean cut that belongs to the stage.
     cut = [c for c in graph.cuts("clean") if (c.name + ".").startswith(wanted + ".")][-1]
     parts = split(graph, cut, flat=True)
-    pictures = _pictures(loaded, 0)[:images]
+    pictures = generated_pictures(loaded, 0)[:images]
     example = pictures[0]
     head = record(parts[0], [example], True)
     tail = record(parts[1], [t.clone() for t in head(example)], True)

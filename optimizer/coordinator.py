@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -38,9 +38,6 @@ from .search import Search
 from .seats import seated
 from .storage import finished
 from .stored import StoredAttack
-
-if TYPE_CHECKING:
-    pass
 
 RETRIES = 1  # of an attack whose worker was lost
 MORE_RETRIES = 4  # at most so many more, one for each worker lost at another attack

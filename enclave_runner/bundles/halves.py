@@ -107,7 +107,7 @@ def halves(
         assert error is not None
         raise error
     choice = opt.quickest(head, first, second, example, wanted, dynamic)
-    images = _pictures(loaded, seed) if asked != ["torch", "torch"] else [example]
+    images = generated_pictures(loaded, seed) if asked != ["torch", "torch"] else [example]
     chosen = {
         "head": choose(
             Half(
@@ -144,7 +144,7 @@ def halves(
     )
 
 
-def _pictures(loaded: LoadedModel, seed: int) -> list[torch.Tensor]:
+def generated_pictures(loaded: LoadedModel, seed: int) -> list[torch.Tensor]:
     """Images as the model gets them, one each; generated, with a photo's statistics."""
     how = loaded.preprocessing
     pictures = dead_leaves(IMAGES, how.input_size, seed)

@@ -17,12 +17,16 @@ from .parts import PROGRAM, WEIGHTS_OF, Part, said_of, weights_of
 from .trial import hold, noise
 
 # ONNX's numbers of types as numpy's dtypes.
-_DTYPES = dict(
-    (
-        *((1, "float32"), (2, "uint8"), (3, "int8"), (5, "int16"), (6, "int32"), (7, "int64")),
-        *((9, "bool"), (11, "float64")),
-    )
-)
+_DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    11: "float64",
+}
 
 
 def load(folder: Path, part: Part, key: bytes | None, threads: int) -> Runs:
